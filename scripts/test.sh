@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Proves the project: scripts/test.sh [--all] [pytest arguments]
+#   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
+#   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
+# With pytest arguments only what they select runs, and no coverage is asked for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh dev
+export PYTHONPATH=$PWD
+
+marker="not slow"
+if [ "${1:-}" = --all ]; then
+    shift
+    marker="slow or not slow"
+    scripts/check.sh
+fi
+if [ $# -gt 0 ]; then
+    exec .venv/bin/python -m pytest -m "$marker" "$@"
+fi
+exec .venv/bin/python -m pytest -m "$marker" --cov
