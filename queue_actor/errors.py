@@ -1,0 +1,134 @@
+"""Refusals: what the queue answers when a command cannot be carried out.
+
+A `QueueError` is an expected answer: it travels back to the caller as a value, and the queue goes on. Any other
+exception is a bug or a broken machine, and ends the process.
+
+    QueueError
+    ├── InvalidCommand      invalid           a value out of bounds; `field` names it
+    ├── UnknownJob          unknown_job       no job ever had this id
+    ├── ForgottenJob        forgotten         a job had this id and is no longer kept
+    ├── LeaseLost           lease_lost        the token is not the one of the current or the winning attempt
+    ├── OtherConsumer       other_consumer    dequeued by a consumer of another name
+    ├── NotInProgress       not_in_progress   the verb needs a leased job
+    ├── AlreadyFinished     already_finished  the verb needs a job that has not ended
+    ├── LimitReached
+    │   ├── QueueFull       queue_full        `queued_jobs_max` jobs are waiting
+    │   ├── MemoryFull      memory_full       `memory_bytes_max` bytes of payloads are kept
+    │   ├── TooManyQueues   too_many_queues   `queues_max` queues exist
+    │   └── TooManyWaiters  too_many_waiters  `waiters_max` dequeues are parked
+    └── Unavailable
+        ├── Busy            busy              the inbox is full; nothing was done
+        ├── Draining        draining          the server is about to end; nothing was done
+        └── OutcomeUnknown  outcome_unknown   the engine ended before it answered: done or not done
+"""
+
+from typing import ClassVar
+
+
+class QueueError(Exception):
+    """An expected refusal.
+
+    Attributes:
+        code: A stable word for programs.
+        detail: A sentence for people.
+        field: The path of the offending value, such as `jobs[3].type`, where there is one.
+    """
+
+    code: ClassVar[str]
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+
+
+class InvalidCommand(QueueError):
+    """A value is out of bounds."""
+
+    code = "invalid"
+
+
+class UnknownJob(QueueError):
+    """No job of this queue ever had this id."""
+
+    code = "unknown_job"
+
+
+class ForgottenJob(QueueError):
+    """A job had this id once; it ended, and is no longer kept."""
+
+    code = "forgotten"
+
+
+class LeaseLost(QueueError):
+    """The token shown belongs neither to the current lease nor to the attempt that ended the job this way."""
+
+    code = "lease_lost"
+
+
+class OtherConsumer(QueueError):
+    """The job was dequeued under another consumer's name."""
+
+    code = "other_consumer"
+
+
+class NotInProgress(QueueError):
+    """The verb needs a leased job, and this one is not."""
+
+    code = "not_in_progress"
+
+
+class AlreadyFinished(QueueError):
+    """The verb needs a job that has not ended, and this one has."""
+
+    code = "already_finished"
+
+
+class LimitReached(QueueError):
+    """A limit with a name is reached; it may be lower later."""
+
+
+class QueueFull(LimitReached):
+    """As many jobs wait as `queued_jobs_max` allows."""
+
+    code = "queue_full"
+
+
+class MemoryFull(LimitReached):
+    """As many bytes are kept as `memory_bytes_max` allows."""
+
+    code = "memory_full"
+
+
+class TooManyQueues(LimitReached):
+    """As many queues exist as `queues_max` allows."""
+
+    code = "too_many_queues"
+
+
+class TooManyWaiters(LimitReached):
+    """As many dequeues are parked as `waiters_max` allows."""
+
+    code = "too_many_waiters"
+
+
+class Unavailable(QueueError):
+    """The engine cannot answer now."""
+
+
+class Busy(Unavailable):
+    """The inbox is full. The command was not carried out."""
+
+    code = "busy"
+
+
+class Draining(Unavailable):
+    """The server is about to end and hands out no more jobs. The command was not carried out."""
+
+    code = "draining"
+
+
+class OutcomeUnknown(Unavailable):
+    """The engine ended before it answered. The command was carried out, or it was not."""
+
+    code = "outcome_unknown"

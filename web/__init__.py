@@ -1,0 +1,1 @@
+"""The HTTP face of the queue; web/README.md is its contract."""
