@@ -46,31 +46,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="the least level that is logged; requests are logged at info"),
     ] = "info"
 
-    lease_seconds: Annotated[
-        float, Meta(ge=0.1, le=43_200, description="length of a lease that names none")
-    ] = 300.0
-    lease_seconds_max: Annotated[
-        float, Meta(ge=0.1, le=43_200, description="longest lease that may be asked for")
-    ] = 43_200.0
+    lease_seconds: Annotated[float, Meta(ge=0.1, le=43_200, description="length of a lease that names none")] = 300.0
+    lease_seconds_max: Annotated[float, Meta(ge=0.1, le=43_200, description="longest lease that may be asked for")] = (
+        43_200.0
+    )
     sweep_seconds: Annotated[
         float, Meta(ge=0.01, le=60, description="longest pause between two sweeps for stale and due jobs")
     ] = 1.0
-    sweep_slice: Annotated[
-        int, Meta(ge=1, le=100_000, description="jobs that one sweep command moves at most")
-    ] = 1_000
-    wait_seconds_max: Annotated[
-        float, Meta(ge=0, le=60, description="longest time a dequeue may wait for a job")
-    ] = 20.0
-    delay_seconds_max: Annotated[
-        float, Meta(ge=0, le=3_660 * DAY_SECONDS, description="longest delay of a job")
-    ] = 3_660.0 * DAY_SECONDS
+    sweep_slice: Annotated[int, Meta(ge=1, le=100_000, description="jobs that one sweep command moves at most")] = 1_000
+    wait_seconds_max: Annotated[float, Meta(ge=0, le=60, description="longest time a dequeue may wait for a job")] = (
+        20.0
+    )
+    delay_seconds_max: Annotated[float, Meta(ge=0, le=3_660 * DAY_SECONDS, description="longest delay of a job")] = (
+        3_660.0 * DAY_SECONDS
+    )
 
-    payload_bytes_max: Annotated[
-        int, Meta(ge=1, le=16 * MIB, description="largest payload of a job")
-    ] = 256 * KIB
-    request_bytes_max: Annotated[
-        int, Meta(ge=KIB, le=64 * MIB, description="largest request body")
-    ] = MIB
+    payload_bytes_max: Annotated[int, Meta(ge=1, le=16 * MIB, description="largest payload of a job")] = 256 * KIB
+    request_bytes_max: Annotated[int, Meta(ge=KIB, le=64 * MIB, description="largest request body")] = MIB
     reply_bytes_max: Annotated[
         int, Meta(ge=KIB, le=64 * MIB, description="payload bytes after which a dequeue of many jobs stops early")
     ] = 4 * MIB
@@ -83,9 +75,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=KIB, le=1024 * 1024 * MIB, description="bytes of payloads kept, finished jobs included")
     ] = 1024 * MIB
     waiters_max: Annotated[int, Meta(ge=0, le=100_000, description="dequeues that may be parked at once")] = 1_000
-    inbox_requests_max: Annotated[
-        int, Meta(ge=1, le=100_000, description="commands that may wait for the actor")
-    ] = 1_000
+    inbox_requests_max: Annotated[int, Meta(ge=1, le=100_000, description="commands that may wait for the actor")] = (
+        1_000
+    )
     batch_requests_max: Annotated[
         int, Meta(ge=1, le=100_000, description="commands the actor carries out before it answers them")
     ] = 1_000
@@ -101,9 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=100_000_000, description="how many concluded and cancelled jobs are kept")
     ] = 100_000
 
-    ready_initial: Annotated[
-        int, Meta(ge=1, le=10_000_000, description="slots a ready array starts with")
-    ] = 64
+    ready_initial: Annotated[int, Meta(ge=1, le=10_000_000, description="slots a ready array starts with")] = 64
     ready_growth: Annotated[
         float, Meta(gt=1, le=8, description="factor by which a full ready array grows, in bounded steps")
     ] = 1.5
