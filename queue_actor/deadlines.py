@@ -1,0 +1,82 @@
+"""Deadlines: which keys are due, without ever looking at those that are not.
+
+A binary heap with lazy deletion: moving or clearing a deadline leaves its old entry behind, and the entry is dropped
+when it comes up. Leases are mostly concluded long before their deadline, so dead entries would pile up; when they
+are more than half, the live ones are carried over to a new heap, a bounded number at a time. A heap without its last
+element is still a heap, so the old one stays usable until it is empty.
+"""
+
+from collections.abc import Hashable
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+CARRY_ENTRIES = 16
+"""Entries carried over to the new heap with each change: more than one, so that it ends before the next begins."""
+
+_DEAD_ENTRIES_MIN = 1_024  # fewer are not worth a new heap
+
+
+class Deadlines(Generic[K]):
+    """The deadline of each key, earliest first; keys of equal deadlines in the order of the keys."""
+
+    def __init__(self) -> None:
+        self._deadlines: dict[K, float] = {}
+        self._heap: list[tuple[float, K]] = []
+        self._old: list[tuple[float, K]] = []
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def __getitem__(self, key: K) -> float:
+        return self._deadlines[key]
+
+    @property
+    def entries(self) -> int:
+        """Heap entries, the dead ones too: what the deadlines cost in memory."""
+        return len(self._heap) + len(self._old)
+
+    def set(self, key: K, deadline: float) -> None:
+        """Give a key a deadline, in place of any it had."""
+        self._deadlines[key] = deadline
+        heappush(self._heap, (deadline, key))  # type: ignore[misc] # keys of one heap compare with one another
+        self._carry_over()
+
+    def clear(self, key: K) -> None:
+        """Take a key's deadline away.
+
+        Raises:
+            KeyError: The key has none.
+        """
+        del self._deadlines[key]
+        self._carry_over()
+
+    def next(self) -> float | None:
+        """The earliest deadline, or None."""
+        deadline: float | None = None
+        for heap in (self._heap, self._old):
+            while heap and self._deadlines.get(heap[0][1]) != heap[0][0]:
+                heappop(heap)
+            if heap and (deadline is None or heap[0][0] < deadline):
+                deadline = heap[0][0]
+        return deadline
+
+    def pop_due(self, now: float) -> K | None:
+        """Remove the key with the earliest deadline and return it, if that is not after `now`; else None."""
+        deadline = self.next()
+        if deadline is None or deadline > now:
+            return None
+        tops = [heap for heap in (self._heap, self._old) if heap]
+        _, key = heappop(min(tops, key=lambda heap: heap[0]))
+        del self._deadlines[key]
+        return key
+
+    def _carry_over(self) -> None:
+        if self._old:
+            for _ in range(min(CARRY_ENTRIES, len(self._old))):
+                deadline, key = self._old.pop()
+                if self._deadlines.get(key) == deadline:
+                    heappush(self._heap, (deadline, key))  # type: ignore[misc] # as above
+        elif len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
+            self._heap, self._old = [], self._heap

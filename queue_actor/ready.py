@@ -1,0 +1,321 @@
+"""The jobs that are ready, in the order in which they are handed out.
+
+The original design of this queue is one growable array with a head index: enqueue writes at the tail, dequeue moves
+the head, and when more than half of the used slots are empty the live entries move down (*compaction*), which makes
+the array shorter and keeps its capacity. So enqueue and dequeue cost O(1) amortised, and memory settles at what the
+fullest moment needed.
+
+Two things are added. A job that leaves from the middle, cancelled, leaves a *tombstone* in its slot. And compaction
+runs in bounded steps, for moving 10^7 slots at once would stall every caller; between two steps the live entries lie
+in two runs, with the gap that compaction has made so far between them:
+
+    slots   0 ...... head === write ...... read ======== tail ...... capacity
+            (dequeued)  front      (gap)        back      (unused)
+
+Outside of compaction the front run is empty, with head and write at 0, and `read` is the head index of the design.
+Everything in the front comes before everything in the back, and places rise along both, so a job is found by
+bisection.
+
+`ReadyArray` holds one priority; `Ready` holds a queue: an array for each priority, and beside it the few jobs that
+came back from a lease with the place they had before.
+"""
+
+from array import array
+from bisect import bisect_left, insort
+
+import msgspec
+from sortedcontainers import SortedDict, SortedList
+
+from queue_actor.settings import Settings
+
+TOMBSTONE = 0
+"""In place of an id; ids start at 1."""
+
+_COMPACT_SLOTS_MIN = 16
+"""Used slots below which an array is not compacted: there is nothing to gain."""
+
+
+class ArrayStatistics(msgspec.Struct, frozen=True):
+    """The shape of an array, in slots."""
+
+    capacity: int
+    used: int
+    live: int
+    tombstones: int
+    compactions: int  # finished since the array was made
+
+
+class ReadyArray:
+    """Ids in the order of their places, first in first out. Places must rise from one `append` to the next."""
+
+    def __init__(self, *, initial: int, growth: float, compact: float, slice_: int) -> None:
+        """Take the array's parameters.
+
+        Args:
+            initial: Slots to start with.
+            growth: Factor by which the capacity grows when it is used up.
+            compact: Empty share of the used slots above which compaction begins.
+            slice_: Slots moved by one compaction step, and added by one growth step, at most.
+        """
+        self._growth = growth
+        self._compact = compact
+        self._slice = slice_
+        self._ids = array("q", bytes(8 * initial))
+        self._places = array("q", bytes(8 * initial))
+        self._head = self._write = self._read = self._tail = 0
+        self._tombstones: SortedList[int] = SortedList()  # their places
+        self._compactions = 0
+
+    def __len__(self) -> int:
+        return self._write - self._head + self._tail - self._read - len(self._tombstones)
+
+    @property
+    def compacting(self) -> bool:
+        """Whether a compaction has begun and not ended."""
+        return self._write > 0
+
+    def statistics(self) -> ArrayStatistics:
+        """The shape of the array now."""
+        return ArrayStatistics(
+            capacity=len(self._ids),
+            used=self._tail,
+            live=len(self),
+            tombstones=len(self._tombstones),
+            compactions=self._compactions,
+        )
+
+    def append(self, place: int, id_: int) -> None:
+        """Put a job at the tail."""
+        tail = self._tail
+        if tail == len(self._ids):
+            self._grow()
+        self._ids[tail] = id_
+        self._places[tail] = place
+        self._tail = tail + 1
+
+    def first(self) -> int | None:
+        """The lowest place, or None if the array is empty."""
+        slot = self._first_slot()
+        return None if slot is None else self._places[slot]
+
+    def first_id(self) -> int | None:
+        """The id of the job with the lowest place, or None if the array is empty."""
+        slot = self._first_slot()
+        return None if slot is None else self._ids[slot]
+
+    def popleft(self) -> int:
+        """Take the job with the lowest place out and return its id.
+
+        Raises:
+            IndexError: The array is empty.
+        """
+        slot = self._first_slot()
+        if slot is None:
+            raise IndexError("the ready array is empty")
+        id_ = self._ids[slot]
+        if slot < self._write:
+            self._head = slot + 1
+        else:
+            self._read = slot + 1
+        return id_
+
+    def remove(self, place: int) -> None:
+        """Take a job out of the middle; a tombstone stays until the head or a compaction passes it.
+
+        Raises:
+            KeyError: No job has this place.
+        """
+        slot = self._slot(place)
+        if slot is None or self._ids[slot] == TOMBSTONE:
+            raise KeyError(place)
+        self._ids[slot] = TOMBSTONE
+        self._tombstones.add(place)
+
+    def rank(self, place: int) -> int:
+        """How many jobs have a lower place, in O(log n)."""
+        before = bisect_left(self._places, place, self._head, self._write) - self._head
+        before += bisect_left(self._places, place, self._read, self._tail) - self._read
+        return before - self._tombstones.bisect_left(place)
+
+    def tidy(self) -> None:
+        """Do one bounded step of compaction, if one is under way or due. To be called after each command."""
+        if self.compacting:
+            self._compact_step()
+        elif self._read == self._tail:
+            self._read = self._tail = 0  # nothing is left to move
+        else:
+            used = self._tail
+            if used >= _COMPACT_SLOTS_MIN and self._read + len(self._tombstones) > used * self._compact:
+                self._compact_step()
+
+    def _first_slot(self) -> int | None:
+        """The slot of the first job; tombstones before it are dropped."""
+        ids = self._ids
+        while self._head < self._write:
+            if ids[self._head] != TOMBSTONE:
+                return self._head
+            self._tombstones.remove(self._places[self._head])
+            self._head += 1
+        while self._read < self._tail:
+            if ids[self._read] != TOMBSTONE:
+                return self._read
+            self._tombstones.remove(self._places[self._read])
+            self._read += 1
+        return None
+
+    def _slot(self, place: int) -> int | None:
+        for start, end in ((self._head, self._write), (self._read, self._tail)):
+            slot = bisect_left(self._places, place, start, end)
+            if slot < end and self._places[slot] == place:
+                return slot
+        return None
+
+    def _grow(self) -> None:
+        # Geometric while small; then a slice at a time, where the allocator's own reserve keeps it amortised.
+        more = min(max(1, int(len(self._ids) * (self._growth - 1))), self._slice)
+        self._ids.extend(array("q", bytes(8 * more)))
+        self._places.extend(array("q", bytes(8 * more)))
+
+    def _compact_step(self) -> None:
+        """Move the next slice of the back run down to the end of the front run."""
+        ids, places = self._ids, self._places
+        read, write = self._read, self._write
+        end = min(self._tail, read + self._slice)
+        moved_ids, moved_places = ids[read:end], places[read:end]
+        if self._tombstones:
+            live = [n for n, id_ in enumerate(moved_ids) if id_ != TOMBSTONE]
+            if len(live) < len(moved_ids):
+                for n, id_ in enumerate(moved_ids):
+                    if id_ == TOMBSTONE:
+                        self._tombstones.remove(moved_places[n])
+                moved_ids = array("q", [moved_ids[n] for n in live])
+                moved_places = array("q", [moved_places[n] for n in live])
+        ids[write : write + len(moved_ids)] = moved_ids
+        places[write : write + len(moved_places)] = moved_places
+        self._write = write + len(moved_ids)
+        self._read = end
+        if end == self._tail:
+            # Everything is in the front run: it becomes the array, shorter by what was empty.
+            self._read, self._tail = self._head, self._write
+            self._head = self._write = 0
+            self._compactions += 1
+
+
+class _Band:
+    """The jobs of one priority: the array, and those that came back."""
+
+    __slots__ = ("array", "returned")
+
+    def __init__(self, settings: Settings) -> None:
+        self.array = ReadyArray(
+            initial=settings.ready_initial,
+            growth=settings.ready_growth,
+            compact=settings.ready_compact,
+            slice_=settings.compact_slice,
+        )
+        self.returned: SortedDict[int, int] = SortedDict()  # place -> id
+
+    def __len__(self) -> int:
+        return len(self.array) + len(self.returned)
+
+
+class Ready:
+    """The ready jobs of one queue: the highest priority first, then the lowest place."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._bands: dict[int, _Band] = {}
+        self._priorities: list[int] = []  # of the bands, lowest first
+        self._touched: set[int] = set()  # priorities of bands that lost a job since the last `tidy`
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, priority: int, place: int, id_: int) -> None:
+        """Add a job with a place higher than any before."""
+        self._band(priority).array.append(place, id_)
+        self._count += 1
+
+    def put_back(self, priority: int, place: int, id_: int) -> None:
+        """Add a job that was handed out, with the place it had."""
+        self._band(priority).returned[place] = id_
+        self._count += 1
+
+    def first(self) -> int | None:
+        """The id of the job that `popleft` would give, or None."""
+        if not self._count:
+            return None
+        band = self._bands[self._first_priority()]
+        if self._returned_goes_first(band):
+            id_: int = band.returned.peekitem(0)[1]
+            return id_
+        return band.array.first_id()
+
+    def popleft(self) -> int | None:
+        """Take the first job out and return its id, or None."""
+        if not self._count:
+            return None
+        priority = self._first_priority()
+        band = self._bands[priority]
+        id_: int = band.returned.popitem(0)[1] if self._returned_goes_first(band) else band.array.popleft()
+        self._count -= 1
+        self._touched.add(priority)
+        return id_
+
+    def remove(self, priority: int, place: int) -> None:
+        """Take a job out from wherever it stands.
+
+        Raises:
+            KeyError: No such job is ready.
+        """
+        band = self._bands[priority]
+        if place in band.returned:
+            del band.returned[place]
+        else:
+            band.array.remove(place)
+        self._count -= 1
+        self._touched.add(priority)
+
+    def ahead(self, priority: int, place: int) -> int:
+        """How many jobs would be handed out before the one that stands there, in O(log n)."""
+        above = sum(len(self._bands[other]) for other in self._priorities if other > priority)
+        band = self._bands[priority]
+        return above + band.array.rank(place) + band.returned.bisect_left(place)
+
+    def tidy(self) -> None:
+        """Do one bounded step of compaction where jobs have left; to be called once a command.
+
+        The array of an empty band goes, except the normal priority's: its capacity is what the next burst will need.
+        """
+        for priority in self._touched:
+            band = self._bands[priority]
+            band.array.tidy()
+            if priority and not len(band):
+                del self._bands[priority]
+                self._priorities.remove(priority)
+        self._touched.clear()
+
+    def statistics(self) -> dict[int, ArrayStatistics]:
+        """The shape of each priority's array."""
+        return {priority: self._bands[priority].array.statistics() for priority in self._priorities}
+
+    def _band(self, priority: int) -> _Band:
+        band = self._bands.get(priority)
+        if band is None:
+            band = self._bands[priority] = _Band(self._settings)
+            insort(self._priorities, priority)
+        return band
+
+    def _first_priority(self) -> int:
+        for priority in reversed(self._priorities):
+            if len(self._bands[priority]):
+                return priority
+        raise AssertionError("the count of ready jobs is wrong")
+
+    @staticmethod
+    def _returned_goes_first(band: _Band) -> bool:
+        if not band.returned:
+            return False
+        place = band.array.first()
+        return place is None or band.returned.peekitem(0)[0] < place
