@@ -40,7 +40,7 @@ class Deadlines(Generic[K]):
     def set(self, key: K, deadline: float) -> None:
         """Give a key a deadline, in place of any it had."""
         self._deadlines[key] = deadline
-        heappush(self._heap, (deadline, key))  # type: ignore[misc] # keys of one heap compare with one another
+        heappush(self._heap, (deadline, key))
         self._carry_over()
 
     def clear(self, key: K) -> None:
@@ -62,21 +62,18 @@ class Deadlines(Generic[K]):
                 deadline = heap[0][0]
         return deadline
 
-    def pop_due(self, now: float) -> K | None:
-        """Remove the key with the earliest deadline and return it, if that is not after `now`; else None."""
+    def due(self, now: float) -> K | None:
+        """The key with the earliest deadline, if that is not after `now`; else None. It stays until it is cleared."""
         deadline = self.next()
         if deadline is None or deadline > now:
             return None
-        tops = [heap for heap in (self._heap, self._old) if heap]
-        _, key = heappop(min(tops, key=lambda heap: heap[0]))
-        del self._deadlines[key]
-        return key
+        return min(heap[0] for heap in (self._heap, self._old) if heap)[1]
 
     def _carry_over(self) -> None:
         if self._old:
             for _ in range(min(CARRY_ENTRIES, len(self._old))):
                 deadline, key = self._old.pop()
                 if self._deadlines.get(key) == deadline:
-                    heappush(self._heap, (deadline, key))  # type: ignore[misc] # as above
+                    heappush(self._heap, (deadline, key))
         elif len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
             self._heap, self._old = [], self._heap

@@ -16,11 +16,10 @@ class JobState(StrEnum):
     QUEUED = "queued"  # ready to be dequeued
     IN_PROGRESS = "in_progress"  # leased to a consumer
     CONCLUDED = "concluded"  # done
-    DEAD = "dead"  # given up
     CANCELLED = "cancelled"  # called off
 
 
-FINISHED = frozenset({JobState.CONCLUDED, JobState.DEAD, JobState.CANCELLED})
+FINISHED = frozenset({JobState.CONCLUDED, JobState.CANCELLED})
 
 
 class Outcome(StrEnum):
@@ -84,3 +83,11 @@ class Now(msgspec.Struct, frozen=True, gc=False):
 
     monotonic: float
     wall: float
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """One transition of one job: what the store, the metrics and the events are told, in order of revision."""
+
+    revision: int
+    before: Job | None  # None: the job is new
+    after: Job | None  # None: the job is forgotten

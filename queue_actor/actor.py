@@ -1,0 +1,160 @@
+"""The actor: one task owns the queue and carries out commands, one after the other, from its inbox.
+
+`ActorEngine` is both halves: the handle (`execute`), which callers use from their own tasks, and the loop (`run`),
+the only task that touches the state machine. The loop works at its own pace: it takes what has arrived, applies it,
+stores the changes in one commit, and only then answers. It never awaits a client, never sends to its own inbox, and
+never catches a bug.
+"""
+
+from typing import Any
+
+import trio
+
+from queue_actor.commands import Command, Dequeue, Dequeued, R, Sweep
+from queue_actor.engine import Clock, EngineStatistics, Request
+from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
+from queue_actor.jobs import Now
+from queue_actor.settings import Settings
+from queue_actor.state_machine import StateMachine
+from queue_actor.store import Store
+from queue_actor.sweeper import Sweeper
+from queue_actor.waiters import Waiters
+
+BATCH_JOBS_MAX = 2_000
+"""Changed jobs after which a batch is closed, so that one commit stays short."""
+
+
+class ActorEngine:
+    """The default engine."""
+
+    def __init__(self, settings: Settings, machine: StateMachine, store: Store, clock: Clock, sweeper: Sweeper) -> None:
+        self.failed = trio.Event()
+        self._settings = settings
+        self._machine = machine
+        self._store = store
+        self._clock = clock
+        self._sweeper = sweeper
+        self._waiters = Waiters(settings.waiters_max)
+        self._draining = False
+        self._closed = False
+        # One slot more than clients may use: a full inbox must not starve the sweeper.
+        self._inbox, self._arrivals = trio.open_memory_channel[Request[Any]](settings.inbox_requests_max + 1)
+        self._inbox_requests = 0
+        # The batch in hand: the requests taken, and the answers that wait for the commit.
+        self._taken: list[Request[Any]] = []
+        self._answers: list[tuple[Request[Any], Any]] = []
+
+    # --- the handle: runs in the caller's task
+
+    async def execute(self, command: Command[R]) -> R:
+        """Send a command to the actor and wait for its reply; see `Engine.execute`."""
+        request = Request(command)
+        if isinstance(command, Dequeue):
+            if self._draining:
+                raise Draining("the server is about to end and hands out no more jobs")
+            if command.wait_seconds > 0:
+                return await self._wait(request, command)
+        self._submit(request)
+        return await request.answered()
+
+    async def _wait(self, request: Request[R], command: Dequeue) -> R:
+        try:
+            with trio.move_on_after(command.wait_seconds):
+                self._submit(request)
+                return await request.answered()
+            return Dequeued()  # type: ignore[return-value] # R is Dequeued here
+        finally:
+            self._waiters.discard(request, command)  # type: ignore[arg-type] # as above
+
+    def _submit(self, request: Request[R]) -> None:
+        if self._closed:
+            raise Draining("the queue is closed")
+        if self._inbox_requests >= self._settings.inbox_requests_max and not isinstance(request.command, Sweep):
+            raise Busy(f"{self._inbox_requests} commands wait, as many as inbox_requests_max allows")
+        self._inbox.send_nowait(request)
+        self._inbox_requests += 1
+
+    def drain(self) -> None:
+        """Answer those who wait for a job, and refuse those who come for one."""
+        self._draining = True
+        for request in self._waiters.dismiss():
+            request.answer(Dequeued())
+
+    def close(self) -> None:
+        """Take no more commands."""
+        self._closed = True
+        self._inbox.close()
+
+    def statistics(self) -> EngineStatistics:
+        """What the actor is doing now."""
+        return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
+
+    # --- the actor: runs in a task of its own
+
+    async def run(self) -> None:
+        """Carry out commands until the inbox is closed and empty."""
+        try:
+            async for first in self._arrivals:
+                now = self._clock()
+                self._carry_out(first, now)
+                if self._waiters:
+                    self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
+                await self._store.commit(self._machine.take_changes())
+                for request, reply in self._answers:
+                    if isinstance(reply, QueueError):
+                        request.refuse(reply)
+                    else:
+                        request.answer(reply)
+                self._taken.clear()
+                self._answers.clear()
+                self._sweeper.notice(self._machine.next_due_seconds(now))
+        finally:
+            self._leave()
+
+    def _carry_out(self, first: Request[Any], now: Now) -> None:
+        """Apply the first request and whatever else has arrived, up to the limits of a batch."""
+        request = first
+        while True:
+            self._inbox_requests -= 1
+            if not request.abandoned:
+                self._taken.append(request)
+                self._apply(request, now)
+            if len(self._taken) >= self._settings.batch_requests_max or self._machine.changes_waiting >= BATCH_JOBS_MAX:
+                return
+            try:
+                request = self._arrivals.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+
+    def _apply(self, request: Request[Any], now: Now) -> None:
+        """Apply one request, or park it."""
+        command = request.command
+        reply: Any
+        try:
+            if isinstance(command, Dequeue):
+                if command.queue in self._waiters:
+                    # Those who wait already come before the one who has just arrived.
+                    self._answers += self._waiters.serve(self._machine, (command.queue,), now)
+                reply = self._machine.apply(command, now)
+                if not reply.leases and command.wait_seconds > 0 and not self._draining:
+                    self._waiters.park(request, command)
+                    return
+            else:
+                reply = self._machine.apply(command, now)
+        except QueueError as refusal:
+            reply = refusal
+        request.decided = True
+        self._answers.append((request, reply))
+
+    def _leave(self) -> None:
+        """Let nobody wait for an actor that has ended."""
+        self.close()
+        waiting = self._taken + [request for request, _ in self._answers] + self._waiters.dismiss()
+        try:
+            while True:
+                waiting.append(self._arrivals.receive_nowait())
+        except trio.EndOfChannel:
+            pass
+        for request in waiting:
+            if not request.settled:
+                request.refuse(OutcomeUnknown("the queue ended before it answered"))

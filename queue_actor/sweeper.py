@@ -1,0 +1,55 @@
+"""The timer: sends a sweep when a deadline is reached, and at least once every `sweep_seconds`."""
+
+from math import inf
+
+import trio
+
+from queue_actor.commands import Sweep
+from queue_actor.engine import Engine
+from queue_actor.errors import Unavailable
+
+PAUSE_SECONDS_MIN = 0.001
+"""Shortest pause between two sweeps; deadlines that lie closer together share one."""
+
+STALL_SECONDS = 1.0
+"""Waking this much too late means that the process was stopped or starved."""
+
+
+class Sweeper:
+    """Sleeps until the next deadline. There is one; it awaits each sweep, so sweeps never pile up."""
+
+    def __init__(self, sweep_seconds: float) -> None:
+        self._sweep_seconds = sweep_seconds
+        self._due_at = inf  # the next deadline that is known, on Trio's clock
+        self._sleep: trio.CancelScope | None = None
+
+    def notice(self, due_seconds: float | None) -> None:
+        """Learn when the next deadline is, in seconds from now; wakes the sweeper earlier if need be."""
+        self._due_at = inf if due_seconds is None else trio.current_time() + due_seconds
+        if self._sleep is not None:
+            self._sleep.deadline = min(self._sleep.deadline, max(self._due_at, self._earliest))
+
+    async def run(self, engine: Engine) -> None:
+        """Sweep until cancelled, or until the engine ends."""
+        while True:
+            overslept = await self._pause()
+            if overslept > STALL_SECONDS:
+                # Leases ran out while nobody could be heard. Those who concluded in time, and whose requests lie
+                # unread in the kernel, go first.
+                await trio.sleep(self._sweep_seconds)
+            try:
+                while (await engine.execute(Sweep())).more:
+                    pass
+            except Unavailable:
+                return  # the engine has ended, and says itself why
+
+    async def _pause(self) -> float:
+        """Sleep until the next sweep; return how much too late that was."""
+        now = trio.current_time()
+        self._earliest = now + PAUSE_SECONDS_MIN
+        deadline = max(self._earliest, min(now + self._sweep_seconds, self._due_at))
+        with trio.CancelScope(deadline=deadline) as self._sleep:
+            await trio.sleep_forever()
+        deadline = self._sleep.deadline
+        self._sleep = None
+        return trio.current_time() - deadline
