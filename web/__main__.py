@@ -1,0 +1,103 @@
+"""The program: `python -m web`. Read `serve_queue` from the outside in; its end is the same in reverse."""
+
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+
+import trio
+from hypercorn.trio import serve
+
+from queue_actor.engine import Engine
+from queue_actor.service import open_engine
+from queue_actor.settings import SettingError, Settings, help_text, read_settings
+from web.app import App
+from web.binding import address_of, listen
+from web.connections import make_config
+from web.logs import set_up_logging
+
+EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
+EXIT_CONFIGURATION = 78  # EX_CONFIG
+
+FILES_BESIDE_CONNECTIONS = 100
+"""Descriptors that the process needs for other things than connections."""
+
+logger = logging.getLogger("web")
+
+
+async def serve_queue(settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
+    async with open_engine(settings) as engine:
+        app = App(engine, settings)
+        config = make_config()
+        address = address_of(listener)
+        config.bind = [f"fd://{listener.detach()}"]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve, app, config, shutdown_trigger=partial(_end, app, engine)))
+            facts = {"address": address, "engine": settings.engine, "durability": "memory"}
+            logger.info("ready", extra={"facts": {**facts, "a_crash_loses": "all jobs"}})
+    logger.info("ended", extra={"facts": {"address": address}})
+
+
+async def _end(app: App, engine: Engine) -> None:
+    """Return when the server is to end, after those who wait for a job have been sent home."""
+    # Outside of the block a second signal does what it does to any program: end it at once.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_until_failure, engine, nursery.cancel_scope)
+    app.draining = True
+    engine.drain()
+
+
+async def _until_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    number = await anext(signals)
+    logger.info("draining", extra={"facts": {"signal": signal.Signals(number).name}})
+    scope.cancel()
+
+
+async def _until_failure(engine: Engine, scope: trio.CancelScope) -> None:
+    await engine.failed.wait()
+    scope.cancel()
+
+
+def _raise_file_limit(settings: Settings) -> None:
+    """Let the process have as many descriptors as `connections_max` needs, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.connections_max + FILES_BESIDE_CONNECTIONS
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        logger.warning("few_files", extra={"facts": {"files_max": allowed, "wanted": wanted}})
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the server and return its exit code: 0 after a drain, 70 after a bug, 78 for settings it cannot use."""
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())  # noqa: T201 - it was asked for
+        return 0
+    try:
+        settings = read_settings(environment, arguments)
+        listener = listen(settings)
+    except SettingError as error:
+        print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        return EXIT_CONFIGURATION
+    set_up_logging(settings)
+    _raise_file_limit(settings)
+    try:
+        trio.run(serve_queue, settings, listener)
+    except* Exception:
+        logger.critical("failed", exc_info=True)
+        return_code = EXIT_BUG
+    else:
+        return_code = 0
+    return return_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

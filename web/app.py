@@ -1,0 +1,167 @@
+"""The application: what happens to every request, once, around the handler of its route."""
+
+import logging
+import re
+import secrets
+import time
+from http import HTTPStatus
+from itertools import count
+from typing import Any
+from urllib.parse import urlsplit
+
+from quart.ctx import RequestContext
+from quart.wrappers import Request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from queue_actor.engine import Engine
+from queue_actor.errors import QueueError
+from queue_actor.settings import Settings
+from web.binding import is_loopback
+from web.ops import ops_routes
+from web.problems import CONTENT_TYPE, Problem
+from web.replies import Reply, reply
+from web.simple import simple_routes
+
+logger = logging.getLogger("web")
+
+_REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_TARGET_CHARACTERS_MAX = 200  # of a path that are logged
+
+SAME_SITE = frozenset({"same-origin", "same-site", "none"})
+"""Values of Sec-Fetch-Site that a page of another site cannot have (W3C Fetch Metadata)."""
+
+
+class App(QuartTrio):
+    """Quart-Trio with this server's path of a request in place of Quart's."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        super().__init__("web", static_folder=None)
+        self.settings = settings
+        self.draining = False
+        self.instance = secrets.token_hex(8)
+        """Names this life of the queue: ids begin anew with another one."""
+        self._request_numbers = count(1)
+        # A path means what it says: no redirects, no methods beyond those of the routes.
+        self.url_map.merge_slashes = False
+        self.url_map.redirect_defaults = False
+        self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        self.register_blueprint(simple_routes(engine, settings))
+        self.register_blueprint(ops_routes(lambda: self.draining))
+
+    async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Reply:
+        """Answer one request: guard, handler, error, headers, log line.
+
+        This is Quart's method of the same name without its signals, sessions and hooks, which this server does not
+        use and which cost a fifth of a request.
+        """
+        assert request_context is not None  # noqa: S101 - Quart always passes it
+        request = request_context.request
+        started = time.perf_counter()
+        try:
+            response = await self._handle(request)
+        except Problem as problem:
+            response = _answer(problem)
+        except QueueError as refusal:
+            response = _answer(Problem.of(refusal))
+        except HTTPException as error:
+            response = _answer(_routing_problem(error))
+        except Exception:
+            # A handler holds no state, so its bug is this request's alone. The queue's own bugs end the process.
+            logger.exception("handler_failed", extra={"facts": {"method": request.method, "path": _target(request)}})
+            response = _answer(Problem("internal", "the server failed to answer this request; its log says why"))
+        self._complete(request, response, time.perf_counter() - started)
+        return response
+
+    async def _handle(self, request: Request) -> Reply:
+        refuse_foreign(request, any_host=self.settings.open)
+        if request.routing_exception is not None:
+            raise request.routing_exception
+        assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
+        handler: Any = self.view_functions[request.url_rule.endpoint]
+        response: Reply = await handler(**(request.view_args or {}))
+        return response
+
+    def _complete(self, request: Request, response: Reply, seconds: float) -> None:
+        """Headers that every answer has, and its log line."""
+        headers = response.headers
+        request_id = request.headers.get("X-Request-Id", "")
+        if not _REQUEST_ID.match(request_id):
+            request_id = f"{self.instance}-{next(self._request_numbers)}"
+        headers["X-Request-Id"] = request_id
+        headers["Queue-Instance"] = self.instance
+        headers["X-Content-Type-Options"] = "nosniff"
+        if self.draining:
+            headers["Connection"] = "close"
+        if logger.isEnabledFor(logging.INFO):
+            facts = {
+                "request_id": request_id,
+                "client": request.remote_addr,
+                "method": request.method,
+                "path": _target(request),
+                "status": response.status_code,
+                "milliseconds": round(seconds * 1000, 2),
+            }
+            facts.update(response.facts)
+            logger.info("request", extra={"facts": facts})
+
+
+def _answer(problem: Problem) -> Reply:
+    return reply(
+        problem.body,
+        status=problem.status,
+        headers=problem.headers,
+        content_type=CONTENT_TYPE,
+        facts={"code": problem.code},
+    )
+
+
+def _target(request: Request) -> str:
+    """The path as it was sent, percent-encoded, without the query."""
+    raw: bytes = request.scope["raw_path"]
+    return raw[:_TARGET_CHARACTERS_MAX].decode("ascii", "backslashreplace")
+
+
+def _routing_problem(error: HTTPException) -> Problem:
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(set(error.valid_methods or ()) - {"OPTIONS"}))
+        return Problem("method_not_allowed", f"this path takes {allowed}", Allow=allowed)
+    if error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return Problem("too_large", "the body is larger than request_bytes_max")
+    if error.code == HTTPStatus.NOT_FOUND:
+        return Problem("not_found", "there is no such path")
+    return Problem("malformed", error.description or "the request cannot be understood")
+
+
+def refuse_foreign(request: Request, *, any_host: bool) -> None:
+    """Keep web pages away from a server that asks nobody for a token.
+
+    A page of any site can make its visitor's browser send requests to loopback. It cannot hide that it did
+    (Origin, Sec-Fetch-Site), and a name that was pointed at loopback for the purpose stands in Host.
+
+    Raises:
+        Problem: `foreign_host` or `foreign_origin`.
+    """
+    host = request.headers.get("Host", "")
+    if not any_host and host and not is_loopback(_hostname(f"//{host}")):
+        raise Problem("foreign_host", f"this server answers to loopback names only, not to {host[:100]}", field="Host")
+    origin = request.headers.get("Origin")
+    if origin is not None and _authority(origin) != host.lower():
+        raise Problem("foreign_origin", "pages of another origin may not use this server", field="Origin")
+    if request.headers.get("Sec-Fetch-Site", "none") not in SAME_SITE:
+        raise Problem("foreign_origin", "pages of another site may not use this server", field="Sec-Fetch-Site")
+
+
+def _authority(origin: str) -> str | None:
+    """The host and port of an origin; None if it has none, as `null` has."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,112 @@
+"""Where the server listens: a TCP address, a path, or a socket that was handed over."""
+
+import re
+import socket
+import stat
+from ipaddress import ip_address
+from pathlib import Path
+
+from queue_actor.settings import PREFIX, SettingError, Settings
+
+_HOST_PORT = re.compile(r"\A(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>[0-9]{1,5})\Z")
+_VARIABLE = f"{PREFIX}BIND"
+
+
+def is_loopback(hostname: str) -> bool:
+    """Whether a host's name or address means this machine alone."""
+    if hostname == "localhost":
+        return True
+    try:
+        return ip_address(hostname).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket of the setting `bind`.
+
+    Raises:
+        SettingError: It cannot be had, or it would let in the whole network unasked.
+    """
+    bind = settings.bind
+    try:
+        if bind.startswith("fd://"):
+            return _handed_over(bind, settings)
+        if bind.startswith("unix:"):
+            return _unix(bind.removeprefix("unix:"))
+        return _tcp(bind, settings)
+    except OSError as error:
+        raise SettingError(f"{_VARIABLE}: cannot listen on {bind}: {error.strerror or error}") from error
+
+
+def _tcp(bind: str, settings: Settings) -> socket.socket:
+    match = _HOST_PORT.match(bind)
+    if match is None or int(match["port"]) > 65_535:  # noqa: PLR2004 - the largest port there is
+        raise SettingError(f"{_VARIABLE}: {bind!r} is not HOST:PORT, unix:PATH or fd://NUMBER")
+    host = match["six"] or match["host"]
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, int(match["port"]), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    _refuse_network(str(address[0]), settings)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Only now does the kernel refuse a port that somebody else listens on.
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _unix(path: str) -> socket.socket:
+    try:
+        if stat.S_ISSOCK(Path(path).lstat().st_mode) and not _answers(path):
+            Path(path).unlink()  # left behind by a process that was killed
+    except FileNotFoundError:
+        pass
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def _handed_over(bind: str, settings: Settings) -> socket.socket:
+    number = bind.removeprefix("fd://")
+    if not re.fullmatch(r"[0-9]{1,6}", number):
+        raise SettingError(f"{_VARIABLE}: {bind!r} is not fd://NUMBER")
+    listener = socket.socket(fileno=int(number))
+    if listener.family != socket.AF_UNIX:
+        _refuse_network(str(listener.getsockname()[0]), settings)
+    return listener
+
+
+def _refuse_network(address: str, settings: Settings) -> None:
+    if not settings.open and not is_loopback(address):
+        raise SettingError(
+            f"{_VARIABLE}: {address} can be reached by others, and whoever reaches the port may do anything; "
+            f"set {PREFIX}OPEN=1 if that is meant"
+        )
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address as a client would write it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"

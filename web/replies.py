@@ -1,0 +1,32 @@
+"""How handlers answer."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from quart.wrappers import Response
+
+JSON = "application/json"
+
+Facts = Mapping[str, Any]
+
+
+class Reply(Response):
+    """An answer, and what the request's log line shall tell about it."""
+
+    facts: Facts = MappingProxyType({})
+
+
+def reply(
+    body: bytes,
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    content_type: str = JSON,
+    facts: Facts | None = None,
+) -> Reply:
+    """An answer with a whole body."""
+    response = Reply(body, status=status, headers=headers, content_type=content_type)
+    if facts is not None:
+        response.facts = facts
+    return response
