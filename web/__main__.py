@@ -17,7 +17,7 @@ from queue_actor.service import open_engine
 from queue_actor.settings import SettingError, Settings, help_text, read_settings
 from web.app import App
 from web.binding import address_of, listen
-from web.connections import make_config
+from web.connections import installed, make_config
 from web.logs import set_up_logging
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
@@ -31,15 +31,16 @@ logger = logging.getLogger("web")
 
 async def serve_queue(settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
-    async with open_engine(settings) as engine:
-        app = App(engine, settings)
-        config = make_config()
-        address = address_of(listener)
-        config.bind = [f"fd://{listener.detach()}"]
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, app, config, shutdown_trigger=partial(_end, app, engine)))
-            facts = {"address": address, "engine": settings.engine, "durability": "memory"}
-            logger.info("ready", extra={"facts": {**facts, "a_crash_loses": "all jobs"}})
+    with installed(settings):
+        async with open_engine(settings) as engine:
+            app = App(engine, settings)
+            config = make_config(settings)
+            address = address_of(listener)
+            config.bind = [f"fd://{listener.detach()}"]
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(serve, app, config, shutdown_trigger=partial(_end, app, engine)))
+                facts = {"address": address, "engine": settings.engine, "durability": "memory"}
+                logger.info("ready", extra={"facts": {**facts, "a_crash_loses": "all jobs"}})
     logger.info("ended", extra={"facts": {"address": address}})
 
 

@@ -18,6 +18,7 @@ from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
 from web.binding import is_loopback
+from web.exchanges import Exchange
 from web.ops import ops_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.replies import Reply, reply
@@ -34,6 +35,8 @@ SAME_SITE = frozenset({"same-origin", "same-site", "none"})
 
 class App(QuartTrio):
     """Quart-Trio with this server's path of a request in place of Quart's."""
+
+    asgi_http_class = Exchange
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         super().__init__("web", static_folder=None)

@@ -1,16 +1,392 @@
-"""Hypercorn's configuration. The connections are Hypercorn's own so far."""
+"""HTTP/1.1 connections in place of Hypercorn's own, and the guard around them.
+
+Hypercorn still listens, runs the application's lifespan and turns a signal into a drain. Each connection it accepts is
+served here, by one task that does one thing after the other:
+
+    wait for a request -> read its body -> run the application -> write the answer -> wait for the next request
+
+So nothing runs beside a request, no task is started or cancelled for one, and the order of the code is the order of
+events. Rules for editors:
+
+1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_write` and `_refuse`.
+2. A drain, or the limit of connections, cuts short only the wait for a request: that has cost the client nothing.
+3. What a connection raises ends that connection alone. It is logged with its traceback, never lost.
+4. A `Problem` raised before the answer has begun is the answer, and the last one: what the client sends after it could
+   only be guessed at.
+5. HTTP/1.1 and 1.0 only. An `Upgrade`, to HTTP/2 or to WebSocket, is not taken up (RFC 9110, section 7.8).
+"""
 
 import logging
+import socket
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from itertools import chain
+from typing import Any
 
+import h11
+import trio
+from hypercorn import typing as asgi
 from hypercorn.config import Config
+from hypercorn.trio import run as seam
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+from hypercorn.utils import parse_socket_addr
+
+from queue_actor.settings import KIB, Settings
+from web.heads import HEAD_BYTES_MAX, read_head
+from web.problems import Problem
+
+# From the connect, or from the first byte of a later request, to the end of its headers.
+FIRST_REQUEST_SECONDS = 5.0
+# For a body, and one more for each BODY_BYTES_PER_SECOND of it that have come: large is no offence, slow is.
+BODY_SECONDS = 10.0
+BODY_BYTES_PER_SECOND = 10_000
+# For each SEND_BYTES of an answer: a client that reads slowly is served, one that reads nothing is dropped.
+SEND_SECONDS = 3.0
+SEND_BYTES = 64 * KIB
+# For a refused client to read its answer, which a close with bytes still unread would take away again (TCP resets).
+LINGER_SECONDS = 2.0
+# For a vanished peer to acknowledge what the kernel took from us, which no send waits for. Linux only.
+UNACKNOWLEDGED_SECONDS = 30
+# An exit takes at most these 4 of its 5 seconds here: for requests under way, and for the application's lifespan.
+GRACEFUL_SECONDS = 3.0
+LIFESPAN_SECONDS = 1.0
 
 BACKLOG = 1024
+READ_BYTES = 64 * KIB
+# Connections above the limit that are told so at a time; further ones are closed without a word.
+REFUSED_MAX = 100
+
+# The ASGI extension by which a connection offers the application `cancel_when_gone`.
+EXTENSION = "web.connections"
+
+logger = logging.getLogger(__name__)
 
 
-def make_config() -> Config:
-    """What `hypercorn.trio.serve` needs to know."""
+class HungUp(Exception):
+    """There is nobody to answer: the client has left, reads nothing, or is one far too many."""
+
+
+class Connections(EventWrapper):
+    """The open connections of one server, their limit, and the event that ends them.
+
+    `len()` is how many count towards the limit. Each connection puts this in the place of Hypercorn's `terminated`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.admitted: set[Connection] = set()
+        self.refused: set[Connection] = set()
+        # Those between two requests, the longest idle first.
+        self.idle: dict[Connection, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.admitted)
+
+    def admit(self, connection: "Connection") -> None:
+        """Counts a connection; at the limit, the one that has been idle longest makes room.
+
+        Raises:
+            Problem: `too_many_connections`: none is idle.
+            HungUp: So many are being told this already that one more is not.
+        """
+        if len(self.admitted) >= self.settings.connections_max:
+            longest = next(iter(self.idle), None)
+            if longest is not None:
+                self.forget(longest)
+                longest.finish()
+            elif len(self.refused) < REFUSED_MAX:
+                self.refused.add(connection)
+                raise Problem("too_many_connections", "The server has as many connections as it may, and none is idle.")
+            else:
+                raise HungUp
+        self.admitted.add(connection)
+
+    def forget(self, connection: "Connection") -> None:
+        """Counts a connection no longer."""
+        self.admitted.discard(connection)
+        self.refused.discard(connection)
+        self.idle.pop(connection, None)
+
+    async def set(self) -> None:
+        """Begins the drain: idle connections close, the others and all to come close after one answer."""
+        await super().set()
+        for connection in chain(self.admitted, self.refused):
+            connection.finish()
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection, from its first byte to its last. Hypercorn calls it like the class it replaces, and awaits it."""
+
+    connections: Connections
+    app: asgi.AppWrapper
+    config: Config
+    context: WorkerContext
+    state: asgi.LifespanState
+    stream: trio.SocketStream
+
+    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, HEAD_BYTES_MAX))
+    client: tuple[str, int] | None = None
+    server: tuple[str, int] | None = None
+    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    # The wait that `finish` cuts short.
+    wait: trio.CancelScope | None = None
+    # The answer under way, or the next, is the last.
+    finishing: bool = False
+    gone: bool = False
+    served: bool = False
+
+    # Of the request under way, and of its answer.
+    method: str = ""
+    body: bytes | None = None
+    head: asgi.HTTPResponseStartEvent | None = None
+    bodiless: bool = False
+    begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.context.terminated = self.connections
+        self.finishing = self.connections.is_set()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.run().__await__()
+
+    async def run(self) -> None:
+        """Serves the connection to its end; closing the stream is left to the caller, `trio.serve_listeners`."""
+        try:
+            with self.life:
+                await self._serve()
+        except* HungUp:
+            pass  # Clients leave when they like.
+        except* Exception as errors:  # noqa: BLE001 - the failure of one connection must not end the server
+            self._log(errors)
+        finally:
+            self.connections.forget(self)
+
+    def finish(self) -> None:
+        """Closes the connection at once if it waits for a request, else after the answer.
+
+        The deadline passes only after the kernel has been asked once more: a request that is there already is served.
+        """
+        self.finishing = True
+        if self.wait is not None:
+            self.wait.deadline = trio.current_time()
+
+    async def _serve(self) -> None:
+        try:
+            self._look_at_socket()
+            self.connections.admit(self)
+            while (request := await self._next_request()) is not None:
+                self.method = request.method.decode()
+                scope = read_head(request, client=self.client, server=self.server)
+                scope["state"] = asgi.ConnectionState(self.state.copy())
+                scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
+                self.body = await self._read_body(request)
+                await self._answer(scope)
+                if self.http.our_state is not h11.DONE:
+                    break
+                self.http.start_next_cycle()
+                self.method, self.begun = "", False
+        except Problem as problem:
+            await self._refuse(problem)
+
+    def _look_at_socket(self) -> None:
+        try:
+            self.client = parse_socket_addr(self.stream.socket.family, self.stream.socket.getpeername())
+            self.server = parse_socket_addr(self.stream.socket.family, self.stream.socket.getsockname())
+            if self.client is not None and sys.platform == "linux" and isinstance(self.stream, trio.SocketStream):
+                self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_SECONDS * 1000)
+        except OSError as error:  # It was reset before anybody looked.
+            raise HungUp from error
+
+    async def _next_request(self) -> h11.Request | None:
+        """The next request with its headers complete, or None when it is time to close."""
+        seconds = FIRST_REQUEST_SECONDS
+        if self.served:
+            seconds = self.connections.settings.idle_seconds
+            self.connections.idle[self] = None
+        event: object = None
+        with trio.CancelScope(relative_deadline=0 if self.finishing else seconds) as self.wait:
+            while (event := self._next_event()) is h11.NEED_DATA:
+                if self in self.connections.idle and self.http.trailing_data[0] and not self.finishing:
+                    del self.connections.idle[self]
+                    self.wait.deadline = trio.current_time() + FIRST_REQUEST_SECONDS
+                await self._feed()
+        self.wait = None
+        self.connections.idle.pop(self, None)
+        if isinstance(event, h11.Request):
+            self.served = True
+            return event
+        if self.http.trailing_data[0] and not self.finishing:
+            raise Problem("request_timeout", f"The headers were not complete within {FIRST_REQUEST_SECONDS:g} seconds.")
+        return None
+
+    async def _read_body(self, request: h11.Request) -> bytes:
+        """The body, whole.
+
+        Raises:
+            Problem: `too_large`, `request_timeout`, or `malformed` chunks.
+        """
+        bytes_max = self.connections.settings.request_bytes_max
+        too_large = f"The body is larger than {bytes_max} bytes."
+        if any(int(value) > bytes_max for name, value in request.headers if name == b"content-length"):
+            raise Problem("too_large", too_large)
+        body = bytearray()
+        started = trio.current_time()
+        while not isinstance(event := self._next_event(), h11.EndOfMessage):
+            if isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > bytes_max:
+                    raise Problem("too_large", too_large)
+                continue
+            if self.http.they_are_waiting_for_100_continue:
+                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+            with trio.move_on_at(started + BODY_SECONDS + len(body) / BODY_BYTES_PER_SECOND) as wait:
+                await self._feed()
+            if wait.cancelled_caught:
+                raise Problem("request_timeout", "The body came too slowly.")
+        return bytes(body)
+
+    async def _answer(self, scope: asgi.HTTPScope) -> None:
+        """Runs the application.
+
+        Raises:
+            Problem: `internal`, if it failed before its answer had begun.
+        """
+        try:
+            await self.app(scope, self._receive, self._send, trio.to_thread.run_sync, trio.from_thread.run)
+            if self._unanswered() and not self.gone:
+                raise RuntimeError("the application returned without a whole answer")  # noqa: TRY301 - it failed, too
+        except Exception as error:
+            if self.begun or self.gone:
+                raise
+            self._log(error)
+            raise Problem("internal", "The server failed to answer; its log says why.") from error
+
+    def _unanswered(self) -> bool:
+        return self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
+
+    async def _receive(self) -> asgi.ASGIReceiveEvent:
+        """The application's `receive`: the body, whole, and after that the end of the client."""
+        if self.body is not None:
+            body, self.body = self.body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        while self._unanswered() and not self.gone:
+            # What a client sends ahead is kept, but not without bound: from here on nobody listens to this one.
+            if len(self.http.trailing_data[0]) > HEAD_BYTES_MAX:
+                await trio.sleep_forever()
+            with suppress(HungUp):
+                await self._feed()
+        return {"type": "http.disconnect"}
+
+    async def _cancel_when_gone(self) -> None:
+        """Ends the connection, and with it the handler, once the client closes its side or resets."""
+        await self._receive()
+        self.life.cancel()
+
+    async def _send(self, message: asgi.ASGISendEvent) -> None:
+        """The application's `send`.
+
+        A head with a Content-Length waits for its body, so that both leave in one call. Any other head opens a stream,
+        and leaves at once: a browser's EventSource is then open before the first event.
+        """
+        pieces = []
+        if message["type"] == "http.response.start":
+            self.head = message
+            if any(name.lower() == b"content-length" for name, _ in message["headers"]):
+                return
+        if self.head is not None:
+            pieces.append(self.http.send(self._response(self.head)))
+            self.head = None
+        if message["type"] == "http.response.body":
+            if message["body"] and not self.bodiless:
+                pieces.append(self.http.send(h11.Data(data=message["body"])))
+            if not message.get("more_body", False):
+                pieces.append(self.http.send(h11.EndOfMessage()))
+        if data := b"".join(pieces):
+            self.begun = True
+            await self._write(data)
+
+    def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
+        headers = [*head["headers"], *self.config.response_headers("h11")]
+        if self.finishing:
+            headers.append((b"connection", b"close"))
+        if head["status"] == HTTPStatus.NO_CONTENT:  # RFC 9110, section 8.6: no length, not even zero
+            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+        self.bodiless = self.method == "HEAD" or head["status"] in {204, 304}
+        return h11.Response(status_code=head["status"], headers=headers)
+
+    async def _refuse(self, problem: Problem) -> None:
+        """Answers in the application's place, for the last time: by hand, as h11 writes nothing after an error."""
+        if self.begun:
+            raise problem
+        lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in problem.headers.items()]
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
+        lines += [f"Content-Length: {len(problem.body)}", "Connection: close", "", ""]
+        await self._write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else problem.body))
+        with trio.move_on_after(LINGER_SECONDS) as self.wait, suppress(trio.BrokenResourceError):
+            await self.stream.send_eof()
+            while await self.stream.receive_some(READ_BYTES):
+                pass
+
+    def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        try:
+            return self.http.next_event()
+        except h11.RemoteProtocolError as error:
+            code = {431: "headers_too_large", 501: "not_implemented"}.get(error.error_status_hint, "malformed")
+            raise Problem(code, f"This is not HTTP/1.1: {error}.") from error
+
+    async def _feed(self) -> None:
+        """Waits for more from the client, and hands it to h11."""
+        data = b""
+        with suppress(trio.BrokenResourceError):
+            data = await self.stream.receive_some(READ_BYTES)
+        if not data:
+            self.gone = True
+            raise HungUp
+        self.http.receive_data(data)
+
+    async def _write(self, data: bytes) -> None:
+        """Sends all of it, for as long as the client goes on reading."""
+        for start in range(0, len(data), SEND_BYTES):
+            self.gone = True  # also for an application that catches its own cancellation in the middle of this
+            with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
+                await self.stream.send_all(data[start : start + SEND_BYTES])
+                self.gone = False
+            if self.gone:
+                raise HungUp
+
+    def _log(self, error: Exception) -> None:
+        errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+        names = ", ".join(type(each).__name__ for each in errors)
+        logger.error("connection of %s failed: %s", self.client, names, exc_info=error)
+
+
+@contextmanager
+def installed(settings: Settings) -> Iterator[Connections]:
+    """Makes `hypercorn.trio.serve` use these connections for as long as the block lasts, and yields them."""
+    connections = Connections(settings)
+    names = vars(seam)
+    stock = names["TCPServer"]
+    names["TCPServer"] = partial(Connection, connections)
+    try:
+        yield connections
+    finally:
+        names["TCPServer"] = stock
+
+
+def make_config(settings: Settings) -> Config:
+    """What `hypercorn.trio.serve` has to be told."""
     config = Config()
+    config.bind = [settings.bind]
     config.backlog = BACKLOG
+    config.graceful_timeout = GRACEFUL_SECONDS
+    config.shutdown_timeout = LIFESPAN_SECONDS
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")

@@ -86,7 +86,7 @@ class Problem(Exception):
         kind = PROBLEMS[code]
         self.code = code
         self.status = kind.status
-        self.headers = {"Cache-Control": "no-store"}
+        self.headers = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
         if kind.retry_after_seconds is not None:
             self.headers["Retry-After"] = str(kind.retry_after_seconds)
         self.headers.update({name.replace("_", "-"): value for name, value in headers.items()})

@@ -1,6 +1,7 @@
 """What comes in and goes out, decoded strictly and bounded: bodies as structs, headers and query by one parser each."""
 
 import re
+from http import HTTPStatus
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -133,6 +134,17 @@ def wait_seconds(text: str | None, settings: Settings) -> float:
     if not 0 <= seconds <= settings.wait_seconds_max:
         raise Problem("invalid", f"wait is a number of seconds from 0 to {settings.wait_seconds_max:g}", field="wait")
     return seconds
+
+
+def empty_status(text: str | None) -> int:
+    """The status that the caller wants for an empty answer, from the query.
+
+    Raises:
+        Problem: `invalid`: neither 404, the default, nor 204.
+    """
+    if text not in {None, "204", "404"}:
+        raise Problem("invalid", "empty is the status of an empty answer, 204 or 404", field="empty")
+    return int(text or HTTPStatus.NOT_FOUND)
 
 
 def consumer(headers: Headers) -> str | None:

@@ -1,17 +1,20 @@
 """The four classic routes on the queue `default`. web/README.md is their contract; they are frozen."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 import msgspec
 from quart import Blueprint, request
 
-from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, NewJob, ReadJob
+from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, Lease, NewJob, ReadJob
 from queue_actor.engine import Engine
 from queue_actor.jobs import Job
 from queue_actor.settings import Settings
+from web.exchanges import cancelled_by_disconnect
 from web.problems import Problem
 from web.replies import Reply, reply
-from web.schemas import EnqueueBody, consumer, decode, job_id, new_payload, simple_job, wait_seconds
+from web.schemas import EnqueueBody, consumer, decode, empty_status, job_id, new_payload, simple_job, wait_seconds
 
 QUEUE = "default"
 
@@ -33,31 +36,19 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
     async def dequeue() -> Reply:
         if request.method == "HEAD":  # which the router lets through wherever it allows GET
             raise Problem("method_not_allowed", "this path takes GET, POST: a lease is not safe", Allow="GET, POST")
-        empty = request.args.get("empty", "404")
-        if empty not in {"204", "404"}:
-            raise Problem("invalid", "empty is the status of an empty answer, 204 or 404", field="empty")
+        empty = empty_status(request.args.get("empty"))
         command = Dequeue(
             QUEUE,
             consumer=consumer(request.headers),
             wait_seconds=wait_seconds(request.args.get("wait"), settings),
         )
-        dequeued = await engine.execute(command)
-        if not dequeued.leases:
-            if empty == "204":
-                return reply(b"", status=204, headers={"Cache-Control": "no-store"}, facts={"code": "empty"})
-            raise Problem("empty", "no job is ready")
-        (lease,) = dequeued.leases
-        return show(
-            lease.job,
-            {
-                "Cache-Control": "no-store",
-                "Queue-Lease-Token": lease.token,
-                "Queue-Lease-Fence": str(lease.job.fence),
-                "Queue-Lease-Expires": timestamp(lease.job.lease_expires_at or 0.0),
-                "Queue-Lease-Seconds": f"{lease.job.lease_seconds:g}",
-                "Queue-Attempt": str(lease.job.attempts),
-            },
-        )
+        async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
+            dequeued = await engine.execute(command)
+        if dequeued.leases:
+            return show_lease(*dequeued.leases)
+        if empty == HTTPStatus.NO_CONTENT:
+            return reply(b"", status=empty, headers={"Cache-Control": "no-store"}, facts={"code": "empty"})
+        raise Problem("empty", "no job is ready")
 
     @routes.route("/<id_>/conclude", methods=["POST", "PUT", "PATCH"])
     async def conclude(id_: str) -> Reply:
@@ -80,6 +71,20 @@ def show(job: Job, headers: dict[str, str] | None = None) -> Reply:
     """A job as the classic routes show it."""
     facts = {"queue": job.queue, "job": job.id, "state": job.state, "consumer": job.consumer}
     return reply(simple_job(job), headers={"Queue-State": job.state, **(headers or {})}, facts=facts)
+
+
+def show_lease(lease: Lease) -> Reply:
+    """A job as its consumer is told of it: the body as always, the lease in headers."""
+    job = lease.job
+    headers = {
+        "Cache-Control": "no-store",
+        "Queue-Lease-Token": lease.token,
+        "Queue-Lease-Fence": str(job.fence),
+        "Queue-Lease-Expires": timestamp(job.lease_expires_at or 0.0),
+        "Queue-Lease-Seconds": f"{job.lease_seconds:g}",
+        "Queue-Attempt": str(job.attempts),
+    }
+    return show(job, headers)
 
 
 def timestamp(seconds: float) -> str:

@@ -1,0 +1,179 @@
+"""Shared by the benchmarks: starts a server as a process, loads it from another one, and measures the server's CPU.
+
+What this does not show: the client runs on the same machine and shares its cores and caches with the server, so
+requests per second and latencies say how fast the pair is. CPU per request is the server's own, all threads, user and
+system together; it is comparable within one run on one machine, not between machines.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+READ_BYTES = 256 * 1024
+READY = "ready "
+STOP_SECONDS = 10
+
+# The system counts a process's CPU in ticks.
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Answer(NamedTuple):
+    """What a script gets for a request. Header names are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+# Plays one client: yields the bytes of a request, gets the answer, for as long as it is asked to.
+Script = Callable[[int], Generator[bytes, Answer, None]]
+
+
+@dataclass
+class Load:
+    """What a load came to."""
+
+    requests: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One load, seen from both sides."""
+
+    requests: int
+    cpu_us: float
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Client:
+    """One keep-alive connection that plays a script."""
+
+    def __init__(self, port: int, script: Generator[bytes, Answer, None]) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.script = script
+        self.received = b""
+        self.sent_at = 0.0
+
+    def send(self, request: bytes) -> None:
+        """Sends one request; they are small, so this does not block."""
+        self.sent_at = time.perf_counter()
+        self.socket.sendall(request)
+
+    def receive(self) -> Answer | None:
+        """What has come, if that is a whole answer."""
+        data = self.socket.recv(READ_BYTES)
+        if not data:
+            raise ConnectionError("the server closed a connection under load")
+        self.received += data
+        head, gap, body = self.received.partition(b"\r\n\r\n")
+        if not gap:
+            return None
+        lines = head.decode("latin1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        if len(body) < int(headers.get("content-length", 0)):
+            return None
+        self.received = b""
+        return Answer(int(lines[0].split()[1]), headers, body)
+
+
+def drive(port: int, script: Script, connections: int, seconds: float) -> Load:
+    """Plays the script on so many connections for so long; each sends its next request when it has its answer."""
+    load = Load()
+    with selectors.DefaultSelector() as selector:
+        for number in range(connections):
+            client = Client(port, script(number))
+            selector.register(client.socket, selectors.EVENT_READ, client)
+            client.send(next(client.script))
+        began = time.perf_counter()
+        busy = connections
+        while busy:
+            for key, _ in selector.select():
+                client = key.data
+                answer = client.receive()
+                if answer is None:
+                    continue
+                now = time.perf_counter()
+                load.requests += 1
+                load.refused += answer.status >= 400
+                load.latencies.append(now - client.sent_at)
+                if now - began < seconds:
+                    client.send(client.script.send(answer))
+                else:
+                    selector.unregister(client.socket)
+                    client.socket.close()
+                    busy -= 1
+        load.seconds = time.perf_counter() - began
+    return load
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, its threads included. Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Process id and port of a server that prints `ready PORT` on a line of its own; ends with the block."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = next(int(line.removeprefix(READY)) for line in process.stdout if line.startswith(READY))
+            yield process.pid, port
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def measure(pid: int, port: int, script: Script, *, connections: int = 16, seconds: float = 1.0) -> Measure:
+    """Loads a server from another process and compares its CPU before and after."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(int).result()  # the other process starts before the measurement does
+        before = cpu_seconds(pid)
+        load = pool.submit(drive, port, script, connections, seconds).result()
+        spent = cpu_seconds(pid) - before
+    if load.refused:
+        raise RuntimeError(f"{load.refused} of {load.requests} requests were refused: this measures something else")
+    cuts = statistics.quantiles(load.latencies, n=100)
+    return Measure(
+        requests=load.requests,
+        cpu_us=spent / load.requests * 1e6,
+        per_second=load.requests / load.seconds,
+        p50_ms=cuts[49] * 1e3,
+        p99_ms=cuts[98] * 1e3,
+    )
+
+
+def report(measures: dict[str, list[Measure]], json_file: Path | None = None) -> None:
+    """Prints the medians of each name, and the ratio of its CPU to that of the first name; writes all as JSON too."""
+    first = statistics.median(each.cpu_us for each in next(iter(measures.values())))
+    print(f"{'':24} {'CPU us/request':>15} {'ratio':>6} {'requests/s':>11} {'p50 ms':>7} {'p99 ms':>7}")
+    for name, rounds in measures.items():
+        cpu, rate, p50, p99 = (
+            statistics.median(getattr(each, key) for each in rounds)
+            for key in ("cpu_us", "per_second", "p50_ms", "p99_ms")
+        )
+        print(f"{name:24} {cpu:15.0f} {cpu / first:6.2f} {rate:11.0f} {p50:7.2f} {p99:7.2f}")
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: [asdict(each) for each in rounds] for name, rounds in measures.items()}))

@@ -1,0 +1,84 @@
+"""A bare `pong` on Hypercorn's own connections and on web/connections.py: the server's CPU per request, by turns."""
+
+import argparse
+import cProfile
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import nullcontext
+from pathlib import Path
+
+import trio
+from hypercorn.trio import serve
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from load import READY, Answer, Measure, measure, report, started
+
+from queue_actor.settings import Settings
+from web.connections import installed, make_config
+
+NAMES = {"stock": "Hypercorn's connections", "ours": "web/connections.py"}
+REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: pong\r\nAccept: */*\r\n\r\n"
+
+
+async def pong(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    """The least an ASGI application can do."""
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await receive()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"4")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"pong", "more_body": False})
+
+
+def ask(_client: int) -> Generator[bytes, Answer, None]:
+    """The same request again and again."""
+    while True:
+        yield REQUEST
+
+
+async def run_server(*, stock: bool) -> None:
+    """Serves on a free port until SIGTERM."""
+    settings = Settings(bind="127.0.0.1:0")
+    config = make_config(settings)
+    # Stock connections close after so many requests, which the client takes for a failure.
+    config.keep_alive_max_requests = sys.maxsize
+    with trio.open_signal_receiver(signal.SIGTERM) as signals, nullcontext() if stock else installed(settings):
+        async with trio.open_nursery() as nursery:
+            binds = await nursery.start(serve, pong, config)
+            print(f"{READY}{binds[0].rpartition(':')[2]}", flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+def main() -> None:
+    """Measures, or with --serve is one of the two servers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds in all")
+    parser.add_argument("--json", type=Path, help="where to write every round")
+    parser.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
+    parser.add_argument("--serve", choices=list(NAMES))
+    arguments = parser.parse_args()
+    if arguments.serve:
+        profile = cProfile.Profile()
+        if arguments.profile:
+            profile.enable()
+        trio.run(lambda: run_server(stock=arguments.serve == "stock"))
+        if arguments.profile:
+            profile.dump_stats(arguments.profile)
+        return
+    rounds, seconds = (3, 0.5) if arguments.quick else (7, 2.0)
+    measures: dict[str, list[Measure]] = {name: [] for name in NAMES.values()}
+    command = [sys.executable, __file__, "--serve"]
+    with started([*command, "stock"]) as stock, started([*command, "ours"]) as ours:
+        for _ in range(rounds):
+            for (pid, port), name in ((stock, NAMES["stock"]), (ours, NAMES["ours"])):
+                measures[name].append(measure(pid, port, ask, seconds=seconds))
+    report(measures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

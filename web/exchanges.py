@@ -1,0 +1,63 @@
+"""Requests and answers of the Quart-Trio application: its side of ASGI, as web/connections.py is the server's.
+
+Quart-Trio runs two tasks beside each other for every request: one reads, the other handles, and whichever ends first
+cancels the other. That costs more than the request, and cancels Hypercorn in the middle of closing or of starting its
+idle timer. Here the body is read before the handler runs, and only a handler that waits for long listens meanwhile.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart.wrappers import Request, Response
+from quart.wrappers.response import DataBody
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from web.connections import EXTENSION
+
+
+class Exchange(TrioASGIHTTPConnection):
+    """One request and its answer: `app.asgi_http_class = Exchange`.
+
+    An answer that is made while it is sent (events, a generator) ends when its client leaves. RESPONSE_TIMEOUT has no
+    effect, since each send has a deadline of its own: a stream may last.
+    """
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """The application's part of ASGI: returns when the answer is sent, or the client gone."""
+        request = self._create_request_from_scope(send)
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            request.body.append(message["body"])
+            more = message["more_body"]
+        request.body.set_complete()
+        response = await self.app.handle_request(request)
+        if isinstance(response, Response) and not isinstance(response.response, DataBody):
+            async with cancelled_by_disconnect(request):
+                await self._send_response(send, response)
+        else:
+            await self._send_response(send, response)
+
+
+@asynccontextmanager
+async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
+    """Cancels the handler, not only the block, when the client closes its side or resets the connection in the block.
+
+    A half-closed connection counts as closed, so a client that waits must keep its sending side open. One that sends
+    16 KiB of further requests ahead is not listened to any more.
+    """
+    cancel_when_gone = request.scope["extensions"].get(EXTENSION, {}).get("cancel_when_gone", trio.sleep_forever)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_when_gone)
+            yield
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        # The nursery is nobody's business: the block raises what it raised, not a group of one.
+        raise group.exceptions[0] from None

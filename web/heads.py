@@ -1,0 +1,69 @@
+"""The head of a request: the checks that h11 leaves to others, and what ASGI makes of it. Pure, no I/O."""
+
+import re
+from contextlib import suppress
+from itertools import chain
+from urllib.parse import unquote, urlsplit
+
+import h11
+from hypercorn.typing import ConnectionState, HTTPScope
+
+from queue_actor.settings import KIB
+from web.problems import Problem
+
+HEAD_BYTES_MAX = 16 * KIB
+
+# h11 lets these pass in field values, as cookies in the wild hold some; in a log or a terminal they do harm.
+CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: tuple[str, int] | None) -> HTTPScope:
+    """The ASGI scope of a request, with neither state nor extensions.
+
+    Raises:
+        Problem: `malformed` or `headers_too_large`.
+    """
+    headers = list(request.headers)
+    octets = b"".join(chain.from_iterable(headers))
+    # h11 measures what is incomplete; a head that comes in one read is measured here, its lines with ": " and CRLF.
+    if len(request.target) + len(octets) + 4 * len(headers) > HEAD_BYTES_MAX:
+        raise Problem("headers_too_large", f"The head of the request is larger than {HEAD_BYTES_MAX} bytes.")
+    if request.http_version not in {b"1.1", b"1.0"}:
+        raise Problem("malformed", "This server speaks HTTP/1.1.")
+    if CONTROL.search(octets):
+        raise Problem("malformed", "A header field contains a control character.")
+    fields = dict(headers)
+    # RFC 9112, section 6.1: either may be a second request, smuggled past a proxy that reads the first otherwise.
+    if b"transfer-encoding" in fields and (b"content-length" in fields or request.http_version == b"1.0"):
+        raise Problem("malformed", "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.")
+    path, _, query = request.target.partition(b"?")
+    if not path.startswith(b"/"):
+        authority, path, query = _absolute(request.target)
+        # RFC 9112, section 3.2.2: the host of the target counts, and the field does not.
+        headers = [(b"host", authority), *(pair for pair in headers if pair[0] != b"host")]
+    return {
+        "type": "http",
+        "asgi": {"spec_version": "2.1", "version": "3.0"},
+        "http_version": request.http_version.decode(),
+        "method": request.method.decode(),
+        "scheme": "http",
+        "path": unquote(path.decode()),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": headers,
+        "client": client,
+        "server": server,
+        "state": ConnectionState({}),
+        "extensions": {},
+    }
+
+
+def _absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
+    """Authority, path and query of a target such as `http://host/path?query`, which every server must accept."""
+    url = urlsplit(b"")
+    with suppress(ValueError):  # of brackets that hold no address
+        url = urlsplit(target)
+    if url.scheme not in {b"http", b"https"} or not url.netloc:
+        raise Problem("malformed", "The target of the request is neither a path nor a URL.")
+    return url.netloc, url.path or b"/", url.query
