@@ -13,4 +13,4 @@ if [ -z "$name" ] || [ ! -f "tests/benchmarks/$name.py" ]; then
     exit 64
 fi
 shift
-exec .venv/bin/python "tests/benchmarks/$name.py" "$@"
+exec .venv/bin/python -m "tests.benchmarks.$name" "$@"

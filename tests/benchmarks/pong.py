@@ -11,9 +11,9 @@ from pathlib import Path
 import trio
 from hypercorn.trio import serve
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
-from load import READY, Answer, Measure, measure, report, started
 
 from queue_actor.settings import Settings
+from tests.benchmarks.load import READY, Answer, Measure, measure, report, started
 from web.connections import installed, make_config
 
 NAMES = {"stock": "Hypercorn's connections", "ours": "web/connections.py"}
@@ -72,7 +72,7 @@ def main() -> None:
         return
     rounds, seconds = (3, 0.5) if arguments.quick else (7, 2.0)
     measures: dict[str, list[Measure]] = {name: [] for name in NAMES.values()}
-    command = [sys.executable, __file__, "--serve"]
+    command = [sys.executable, "-m", "tests.benchmarks.pong", "--serve"]
     with started([*command, "stock"]) as stock, started([*command, "ours"]) as ours:
         for _ in range(rounds):
             for (pid, port), name in ((stock, NAMES["stock"]), (ours, NAMES["ours"])):
