@@ -143,6 +143,7 @@ class Connection:
 
     # Of the request under way, and of its answer.
     method: str = ""
+    path: str = ""
     body: bytes | None = None
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
@@ -181,7 +182,7 @@ class Connection:
             self._look_at_socket()
             self.connections.admit(self)
             while (request := await self._next_request()) is not None:
-                self.method = request.method.decode()
+                self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
                 scope = read_head(request, client=self.client, server=self.server)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
@@ -190,7 +191,7 @@ class Connection:
                 if self.http.our_state is not h11.DONE:
                     break
                 self.http.start_next_cycle()
-                self.method, self.begun = "", False
+                self.method, self.path, self.begun = "", "", False
         except Problem as problem:
             await self._refuse(problem)
 
@@ -321,9 +322,11 @@ class Connection:
         return h11.Response(status_code=head["status"], headers=headers)
 
     async def _refuse(self, problem: Problem) -> None:
-        """Answers in the application's place, for the last time: by hand, as h11 writes nothing after an error."""
+        """Answers, and logs, in the application's place, for the last time: by hand, as h11 is mute after an error."""
         if self.begun:
             raise problem
+        facts = {"client": self.client and self.client[0], "method": self.method, "path": self.path}
+        logger.info("refused", extra={"facts": {**facts, "status": problem.status, "code": problem.code}})
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in problem.headers.items()]
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
