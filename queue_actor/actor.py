@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from queue_actor.commands import Command, Dequeue, Dequeued, R, Sweep
+from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
@@ -49,22 +49,23 @@ class ActorEngine:
     async def execute(self, command: Command[R]) -> R:
         """Send a command to the actor and wait for its reply; see `Engine.execute`."""
         request = Request(command)
-        if isinstance(command, Dequeue):
-            if self._draining:
-                raise Draining("the server is about to end and hands out no more jobs")
-            if command.wait_seconds > 0:
-                return await self._wait(request, command)
+        if self._draining and isinstance(command, Dequeue):
+            raise Draining("the server is about to end and hands out no more jobs")
+        if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0:
+            return await self._wait(request, command.wait_seconds)
         self._submit(request)
         return await request.answered()
 
-    async def _wait(self, request: Request[R], command: Dequeue) -> R:
+    async def _wait(self, request: Request[R], seconds: float) -> R:
         try:
-            with trio.move_on_after(command.wait_seconds):
+            with trio.move_on_after(seconds):
                 self._submit(request)
                 return await request.answered()
-            return Dequeued()  # type: ignore[return-value] # R is Dequeued here
+            if request.unserved is None:
+                raise Busy(f"the command was not reached in {seconds:g} s; it was not carried out")
+            return request.unserved
         finally:
-            self._waiters.discard(request, command)  # type: ignore[arg-type] # as above
+            self._waiters.discard(request)
 
     def _submit(self, request: Request[R]) -> None:
         if self._closed:
@@ -78,7 +79,7 @@ class ActorEngine:
         """Answer those who wait for a job, and refuse those who come for one."""
         self._draining = True
         for request in self._waiters.dismiss():
-            request.answer(Dequeued())
+            request.answer(request.unserved)
 
     def close(self) -> None:
         """Take no more commands."""
@@ -99,7 +100,9 @@ class ActorEngine:
                 self._carry_out(first, now)
                 if self._waiters:
                     self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
-                await self._store.commit(self._machine.take_changes())
+                changes = self._machine.take_changes()
+                self._answers += self._waiters.tell(changes)
+                await self._store.commit(changes)
                 for request, reply in self._answers:
                     if isinstance(reply, QueueError):
                         request.refuse(reply)
@@ -128,23 +131,17 @@ class ActorEngine:
 
     def _apply(self, request: Request[Any], now: Now) -> None:
         """Apply one request, or park it."""
-        command = request.command
+        if self._waiters and isinstance(request.command, Dequeue):
+            # Those who wait already come before the one who has just arrived.
+            self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
         reply: Any
         try:
-            if isinstance(command, Dequeue):
-                if command.queue in self._waiters:
-                    # Those who wait already come before the one who has just arrived.
-                    self._answers += self._waiters.serve(self._machine, (command.queue,), now)
-                reply = self._machine.apply(command, now)
-                if not reply.leases and command.wait_seconds > 0 and not self._draining:
-                    self._waiters.park(request, command)
-                    return
-            else:
-                reply = self._machine.apply(command, now)
+            reply = self._waiters.carry_out(self._machine, request, now, may_park=not self._draining)
         except QueueError as refusal:
             reply = refusal
-        request.decided = True
-        self._answers.append((request, reply))
+        if reply is not None:
+            request.decided = True
+            self._answers.append((request, reply))
 
     def _leave(self) -> None:
         """Let nobody wait for an actor that has ended."""

@@ -1,16 +1,17 @@
 """The verbs: everything that can be asked of a queue, and what it answers.
 
 Each command names the type of its reply, so `Engine.execute(Dequeue(...))` is known to give `Dequeued`. Commands that
-carry many jobs either succeed or are refused as a whole (Enqueue), or answer each job for itself (`Results`).
+carry many jobs either succeed or are refused as a whole, or answer each job for itself (`Results`).
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Generic, TypeVar
 
 import msgspec
 
 from queue_actor.errors import QueueError
-from queue_actor.jobs import Job, JobState
+from queue_actor.jobs import NO_OPTIONS, Job, JobError, JobOptions, JobState, OnExisting, QueuePolicy
 
 R = TypeVar("R")
 
@@ -36,32 +37,56 @@ class Results(msgspec.Struct, frozen=True):
         return job
 
 
+class IdempotencyKey(msgspec.Struct, frozen=True):
+    """What makes a command safe to repeat: the same key with the same body gets the same answer.
+
+    Refused with KeyReused if the body differs.
+    """
+
+    scope: str  # whose key it is, and on which route
+    key: str
+    fingerprint: bytes  # of the body
+
+
 # --- enqueue
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job as its producer describes it."""
+    """A job as its producer describes it. `delay_seconds` and `not_before` exclude each other."""
 
     type: str
     payload: bytes | None = None
     priority: int = 0
     delay_seconds: float = 0.0
+    not_before: float | None = None  # wall clock
+    ttl_seconds: float | None = None
+    options: JobOptions = NO_OPTIONS
+    on_existing: OnExisting = OnExisting.KEEP
+
+
+class EnqueuedJob(msgspec.Struct, frozen=True, gc=False):
+    """What became of a new job."""
+
+    id: int
+    state: JobState
+    existing: bool = False  # its unique key was taken: this is the job that has it
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """The jobs, each with the id it was given, in the order sent."""
+    """The answers, in the order sent; the only refusal of a single job is UniqueKeyTaken."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[EnqueuedJob | QueueError]
 
 
 class Enqueue(Command[Enqueued], frozen=True):
-    """Add jobs to a queue, all or none. The queue is made if it does not exist.
+    """Add jobs to a queue, all or none but for their unique keys. The queue is made if it does not exist.
 
-    Refused with QueueFull, MemoryFull or TooManyQueues.
+    Refused with QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where queues must be declared) or KeyReused.
     """
 
     queue: str
     jobs: Sequence[NewJob]
+    key: IdempotencyKey | None = None
 
 
 # --- dequeue
@@ -80,18 +105,28 @@ class Dequeued(msgspec.Struct, frozen=True):
     leases: Sequence[Lease] = ()
 
 
+class DequeueOrder(StrEnum):
+    """Which of several queues goes first."""
+
+    LISTED = "listed"  # as they are named; of a prefix, by name
+    FAIR = "fair"  # the one that was served least recently
+
+
 class Dequeue(Command[Dequeued], frozen=True):
     """Lease up to `count` jobs, the first in order. An empty or unknown queue gives none.
 
     With `wait_seconds` the dequeue is parked until there is a job, oldest first. Refused with TooManyWaiters, or
-    with Draining once the server is about to end.
+    with Draining once the server is about to end, or with KeyReused. Under a key, a repeat gets those leases of the
+    first answer that still hold, and takes the place in line of the first if that still waits.
     """
 
-    queue: str
+    queue: str | tuple[str, ...]  # a name, several, or all that begin with what stands before a final `*`
     count: int = 1
     consumer: str | None = None
     lease_seconds: float | None = None
     wait_seconds: float = 0.0
+    order: DequeueOrder = DequeueOrder.LISTED
+    key: IdempotencyKey | None = None
 
 
 # --- the holder's verbs
@@ -110,10 +145,25 @@ class Claim(msgspec.Struct, frozen=True):
     consumer: str | None = None
 
 
+class ConcludeClaim(Claim, frozen=True):
+    """A claim, and what came of the work: a JSON text."""
+
+    result: bytes | None = None
+
+
+class FailClaim(Claim, frozen=True):
+    """A claim, what went wrong, and whether it is of use to try again."""
+
+    error: JobError | None = None
+    retry: bool = True
+    retry_after_seconds: float | None = None  # None: by the retry policy
+
+
 class ExtendClaim(Claim, frozen=True):
-    """A claim, and the length of the lease from now on; None for its former length."""
+    """A claim, the length of the lease from now on (None for its former length), and how far the work is."""
 
     lease_seconds: float | None = None
+    progress: bytes | None = None  # a JSON text; None leaves the former
 
 
 class ReleaseClaim(Claim, frozen=True):
@@ -131,19 +181,25 @@ class Conclude(Command[Results], frozen=True):
     claims: Sequence[Claim]
 
 
+class Fail(Command[Results], frozen=True):
+    """End attempts as failed: the job is tried again later, or is dead. Refused and repeated like Conclude."""
+
+    claims: Sequence[FailClaim]
+
+
 class Extend(Command[Results], frozen=True):
-    """Start leases again from now: the heartbeat of a worker. Refused like Conclude."""
+    """Start leases again from now: the heartbeat of a worker. Refused like Conclude, or with RunTooLong."""
 
     claims: Sequence[ExtendClaim]
 
 
 class Release(Command[Results], frozen=True):
-    """Give jobs back unfinished. Each keeps its place, unless it is delayed. Refused like Conclude."""
+    """Give jobs back unfinished. Each keeps its place, unless it is delayed. Refused and repeated like Conclude."""
 
     claims: Sequence[ReleaseClaim]
 
 
-# --- the operator's verbs
+# --- the operator's verbs, on jobs by their ids
 
 
 class Cancel(Command[Results], frozen=True):
@@ -156,14 +212,171 @@ class Cancel(Command[Results], frozen=True):
     ids: Sequence[int]
 
 
+class Redrive(Command[Results], frozen=True):
+    """Queue dead or cancelled jobs again, with all their attempts before them.
+
+    A job is refused with UnknownJob, ForgottenJob, NotFinished, AlreadyFinished (it is concluded), or UniqueKeyTaken.
+    """
+
+    queue: str
+    ids: Sequence[int]
+
+
+class RunNow(Command[Results], frozen=True):
+    """Make scheduled jobs ready. A queued one is answered alike; another is refused with NotWaiting."""
+
+    queue: str
+    ids: Sequence[int]
+
+
+class TakeBack(Command[Results], frozen=True):
+    """Release jobs without a token. A job is refused with NotInProgress."""
+
+    queue: str
+    ids: Sequence[int]
+
+
+class Forget(Command[Results], frozen=True):
+    """Forget finished jobs. A job is refused with NotFinished; its last version is the answer."""
+
+    queue: str
+    ids: Sequence[int]
+
+
+# --- the operator's verbs, on many jobs by a filter
+
+
+class JobFilter(msgspec.Struct, frozen=True):
+    """Which jobs are meant: all conditions that are given must hold."""
+
+    states: frozenset[JobState] = frozenset()  # empty: any
+    type: str | None = None
+    consumer: str | None = None
+    error: str | None = None  # a part of the last error's type or message
+    since: float | None = None  # created at this moment or later, wall clock
+
+
+class BulkVerb(StrEnum):
+    """What is done to each of many jobs."""
+
+    REDRIVE = "redrive"  # dead and cancelled ones
+    PURGE = "purge"  # any but those in progress: forgets them
+    RELEASE = "release"  # those in progress
+
+
+class BulkDone(msgspec.Struct, frozen=True):
+    """What one slice came to."""
+
+    count: int  # jobs done, or that would be
+    refused: int  # jobs that match and cannot be done
+    next_after: int | None  # go on from here; None: all jobs have been looked at
+
+
+class Bulk(Command[BulkDone], frozen=True):
+    """Do one verb to the jobs that match, in the order of their ids: one slice of the ids after `after_id`.
+
+    With `dry_run` they are only counted. With `per_second` redriven jobs are scheduled so far apart, beginning at
+    `spread_from`, rather than queued at once. Refused with UnknownQueue.
+    """
+
+    queue: str
+    verb: BulkVerb
+    where: JobFilter
+    dry_run: bool = False
+    after_id: int = 0
+    until_id: int | None = None  # jobs that come while the slices are worked through are not meant
+    per_second: float | None = None
+    spread_from: float | None = None  # wall clock; None: now
+
+
+# --- queues
+
+
+class QueueView(msgspec.Struct, frozen=True):
+    """A queue in figures. A queue that does not exist reads as an empty one."""
+
+    name: str
+    exists: bool
+    counts: dict[JobState, int]
+    paused: bool = False
+    policy: QueuePolicy = QueuePolicy()
+    declared: bool = False  # whether it was given its policy
+    oldest_age_seconds: float | None = None  # of the job that has been ready longest
+    per_minute: dict[str, float] = {}  # verb -> jobs, over the last minute
+    consumers: dict[str, float] = {}  # name -> seconds since it was last seen, of the last ten minutes
+    last_id: int = 0
+
+
+class ReadQueue(Command[QueueView], frozen=True):
+    """The figures of a queue."""
+
+    queue: str
+
+
+class QueuesFound(msgspec.Struct, frozen=True):
+    """A page of queues."""
+
+    queues: Sequence[QueueView]
+    next_after: str | None
+
+
+class ListQueues(Command[QueuesFound], frozen=True):
+    """Queues by name, those after `after`."""
+
+    prefix: str = ""
+    after: str = ""
+    limit: int = 100
+
+
+class SetPolicy(Command[QueueView], frozen=True):
+    """Give a queue its policy; the queue is made if it does not exist. Refused with TooManyQueues."""
+
+    queue: str
+    policy: QueuePolicy
+
+
+class Pause(Command[QueueView], frozen=True):
+    """Stop or resume handing out the jobs of a queue. Refused with UnknownQueue."""
+
+    queue: str
+    paused: bool
+
+
+class DeleteQueue(Command[QueueView], frozen=True):
+    """Delete a queue without jobs, and its policy. Its ids are never given again.
+
+    Refused with UnknownQueue or QueueNotEmpty.
+    """
+
+    queue: str
+
+
 # --- reads
 
 
 class ReadJob(Command[Job], frozen=True):
-    """One job. Refused with UnknownJob or ForgottenJob."""
+    """One job. With `wait_seconds` the answer waits for its end. Refused with UnknownJob or ForgottenJob."""
 
     queue: str
     id: int
+    wait_seconds: float = 0.0
+
+
+class JobsFound(msgspec.Struct, frozen=True):
+    """A page of jobs. It may be empty though there is a next one: the work of a call is bounded, not its yield."""
+
+    jobs: Sequence[Job]
+    next_after: int | None
+
+
+class Search(Command[JobsFound], frozen=True):
+    """Jobs that match, by id, beyond `after_id` in the order asked for; None begins at that order's beginning."""
+
+    queue: str
+    where: JobFilter
+    newest_first: bool = False
+    limit: int = 100
+    after_id: int | None = None
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -179,20 +392,6 @@ class ReadPosition(Command[Position], frozen=True):
     id: int
 
 
-class QueueView(msgspec.Struct, frozen=True):
-    """A queue in figures. A queue that does not exist reads as an empty one."""
-
-    name: str
-    exists: bool
-    counts: dict[JobState, int]
-
-
-class ReadQueue(Command[QueueView], frozen=True):
-    """The figures of a queue."""
-
-    queue: str
-
-
 # --- time
 
 
@@ -201,8 +400,10 @@ class Swept(msgspec.Struct, frozen=True):
 
     stale: int  # leases that had ended
     due: int  # scheduled jobs whose time had come
+    expired: int  # jobs whose ttl had ended
     forgotten: int  # finished jobs past their retention
-    more: bool  # the slice was full: sweep again at once
+    dead_lost: int  # of these, dead ones forgotten for their number rather than their age
+    more: bool  # a slice was full: sweep again at once
     next_due_seconds: float | None  # until the next deadline; None if there is none
 
 

@@ -5,12 +5,19 @@ exception is a bug or a broken machine, and ends the process.
 
     QueueError
     ├── InvalidCommand      invalid           a value out of bounds; `field` names it
+    ├── KeyReused           key_reused        an idempotency key came with another body
+    ├── UnknownQueue        unknown_queue     there is no such queue
+    ├── QueueNotEmpty       queue_not_empty   only a queue without jobs can be deleted
     ├── UnknownJob          unknown_job       no job ever had this id
     ├── ForgottenJob        forgotten         a job had this id and is no longer kept
     ├── LeaseLost           lease_lost        the token is not the one of the current or the winning attempt
     ├── OtherConsumer       other_consumer    dequeued by a consumer of another name
     ├── NotInProgress       not_in_progress   the verb needs a leased job
+    ├── NotWaiting          not_waiting       the verb needs a scheduled or queued job
+    ├── NotFinished         not_finished      the verb needs a job that has ended
     ├── AlreadyFinished     already_finished  the verb needs a job that has not ended
+    ├── RunTooLong          run_too_long      the attempt would last longer than `run_seconds_max`
+    ├── UniqueKeyTaken      unique_key_taken  another job has this unique key
     ├── LimitReached
     │   ├── QueueFull       queue_full        `queued_jobs_max` jobs are waiting
     │   ├── MemoryFull      memory_full       `memory_bytes_max` bytes of payloads are kept
@@ -48,6 +55,24 @@ class InvalidCommand(QueueError):
     code = "invalid"
 
 
+class KeyReused(QueueError):
+    """An idempotency key was used before, with another body."""
+
+    code = "key_reused"
+
+
+class UnknownQueue(QueueError):
+    """There is no queue of this name."""
+
+    code = "unknown_queue"
+
+
+class QueueNotEmpty(QueueError):
+    """Only a queue without jobs can be deleted."""
+
+    code = "queue_not_empty"
+
+
 class UnknownJob(QueueError):
     """No job of this queue ever had this id."""
 
@@ -78,10 +103,34 @@ class NotInProgress(QueueError):
     code = "not_in_progress"
 
 
+class NotWaiting(QueueError):
+    """The verb needs a scheduled or queued job, and this one is not."""
+
+    code = "not_waiting"
+
+
+class NotFinished(QueueError):
+    """The verb needs a job that has ended, and this one has not."""
+
+    code = "not_finished"
+
+
 class AlreadyFinished(QueueError):
     """The verb needs a job that has not ended, and this one has."""
 
     code = "already_finished"
+
+
+class RunTooLong(QueueError):
+    """The attempt would last longer than its queue's `run_seconds_max`."""
+
+    code = "run_too_long"
+
+
+class UniqueKeyTaken(QueueError):
+    """Another job of the queue, which has not ended, has this unique key."""
+
+    code = "unique_key_taken"
 
 
 class LimitReached(QueueError):

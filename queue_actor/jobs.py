@@ -1,4 +1,4 @@
-"""The nouns: a job, its states, its attempts.
+"""The nouns: a job, its states, its attempts, and the policy of its queue.
 
 A job is a frozen struct. A transition puts a new version in its place, so a version that was once handed out, to a
 caller, to the store or to a listener, never changes under its holder's hands.
@@ -8,6 +8,12 @@ from enum import StrEnum
 
 import msgspec
 
+HISTORY_ATTEMPTS_MAX = 20
+"""Attempts a job remembers; the oldest go first."""
+
+PRIORITY_MAX = 100
+"""Priorities go from the negative of this to this."""
+
 
 class JobState(StrEnum):
     """Where a job stands. Which state may follow which is `state_machine.TRANSITIONS`."""
@@ -16,18 +22,37 @@ class JobState(StrEnum):
     QUEUED = "queued"  # ready to be dequeued
     IN_PROGRESS = "in_progress"  # leased to a consumer
     CONCLUDED = "concluded"  # done
+    DEAD = "dead"  # given up, for a `DeathReason`
     CANCELLED = "cancelled"  # called off
 
 
-FINISHED = frozenset({JobState.CONCLUDED, JobState.CANCELLED})
+FINISHED = frozenset({JobState.CONCLUDED, JobState.DEAD, JobState.CANCELLED})
+WAITING = frozenset({JobState.SCHEDULED, JobState.QUEUED})
+
+
+class DeathReason(StrEnum):
+    """Why a job was given up."""
+
+    FAILED = "failed"  # it failed for the last time
+    STALE = "stale"  # its leases ran out too often: it may kill its workers
+    EXPIRED = "expired"  # its ttl ended before it was done
+    KILLED = "killed"  # its worker said that there is no use in trying again
 
 
 class Outcome(StrEnum):
     """How an attempt ended."""
 
     CONCLUDED = "concluded"
+    FAILED = "failed"
     RELEASED = "released"
     STALE = "stale"
+
+
+class JobError(msgspec.Struct, frozen=True, gc=False):
+    """What a worker says about a failure."""
+
+    type: str = ""
+    message: str = ""
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +63,61 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     started_at: float
     ended_at: float
     outcome: Outcome
+    error: JobError | None = None
+
+
+class RetryKind(StrEnum):
+    """How the pauses between attempts grow."""
+
+    EXPONENTIAL = "exponential"
+    FIXED = "fixed"
+
+
+class Jitter(StrEnum):
+    """How a pause is spread, so that jobs which failed together do not return together."""
+
+    FULL = "full"  # anywhere between nothing and the pause
+    NONE = "none"
+
+
+class Retry(msgspec.Struct, frozen=True, gc=False):
+    """How long a job waits after a failure; `retry.retry_seconds` is the formula."""
+
+    kind: RetryKind = RetryKind.EXPONENTIAL
+    base_seconds: float = 1.0
+    factor: float = 2.0
+    cap_seconds: float = 3_600.0
+    jitter: Jitter = Jitter.FULL
+
+
+class UniqueUntil(StrEnum):
+    """How long a job keeps its `unique_key` taken."""
+
+    FINISHED = "finished"
+    STARTED = "started"
+
+
+class OnExisting(StrEnum):
+    """What an enqueue does where its `unique_key` is taken."""
+
+    KEEP = "keep"  # answer with the job that is there
+    REPLACE = "replace"  # put the new content into it, while it waits
+    REFUSE = "refuse"
+
+
+class JobOptions(msgspec.Struct, frozen=True, gc=False):
+    """What most jobs leave to their queue's policy; None means the policy's. One object serves all that do."""
+
+    max_attempts: int | None = None
+    retry: Retry | None = None
+    lease_seconds: float | None = None
+    unique_key: str | None = None
+    unique_until: UniqueUntil = UniqueUntil.FINISHED
+    meta: dict[str, str] | None = None
+    traceparent: str | None = None
+
+
+NO_OPTIONS = JobOptions()
 
 
 class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -58,7 +138,10 @@ class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     priority: int = 0  # higher goes first
     place: int = 0  # the order among jobs of one priority; 0 until the job is first ready
     not_before: float | None = None
+    expires_at: float | None = None
+    options: JobOptions = NO_OPTIONS
     attempts: int = 0
+    fails: int = 0
     stales: int = 0
     consumer: str | None = None  # of the current or last lease
     fence: int = 0  # of the current or last lease; 0 before the first
@@ -67,11 +150,43 @@ class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     started_at: float | None = None  # of the current or last attempt
     finished_at: float | None = None
     cancel_requested: bool = False
+    progress: bytes | None = None  # a JSON text
+    result: bytes | None = None  # a JSON text
+    reason: DeathReason | None = None
     history: tuple[Attempt, ...] = ()  # attempts that ended, oldest first, at most HISTORY_ATTEMPTS_MAX
 
 
-HISTORY_ATTEMPTS_MAX = 20
-"""Attempts a job remembers; the oldest go first."""
+class QueuePolicy(msgspec.Struct, frozen=True):
+    """What holds for the jobs of a queue that do not say otherwise, and for the queue as a whole."""
+
+    max_attempts: int | None = 25  # failed and stale attempts before a job is dead; None: no limit
+    max_stale: int | None = 5  # stale attempts before a job is dead; None: no limit
+    retry: Retry = Retry()
+    lease_seconds: float | None = None  # None: the server's
+    ttl_seconds: float | None = None  # None: jobs do not expire
+    queued_jobs_max: int | None = None  # scheduled and queued jobs; None: the server's limit alone
+    in_progress_max: int | None = None  # leased at once; 1 gives strict order
+    run_seconds_max: float | None = None  # of an attempt, however often it is extended
+    oldest_every: int = 0  # each n-th dequeue takes the oldest job whatever its priority; 0: never
+    retention_seconds: float | None = None  # None: the server's
+    dead_retention_seconds: float | None = None  # None: the server's
+
+
+DEFAULT_QUEUE = "default"
+
+FIRST_POLICY = QueuePolicy()
+"""Of a queue that was never given one."""
+
+DEFAULT_QUEUE_POLICY = QueuePolicy(max_attempts=None, max_stale=None)
+"""Of the queue `default` that was never given one: a job of the classic routes never dies unasked."""
+
+
+class Change(msgspec.Struct, frozen=True, gc=False):
+    """One transition of one job: what the store, the metrics and the events are told, in order of revision."""
+
+    revision: int
+    before: Job | None  # None: the job is new
+    after: Job | None  # None: the job is forgotten
 
 
 class Now(msgspec.Struct, frozen=True, gc=False):
@@ -83,11 +198,3 @@ class Now(msgspec.Struct, frozen=True, gc=False):
 
     monotonic: float
     wall: float
-
-
-class Change(msgspec.Struct, frozen=True, gc=False):
-    """One transition of one job: what the store, the metrics and the events are told, in order of revision."""
-
-    revision: int
-    before: Job | None  # None: the job is new
-    after: Job | None  # None: the job is forgotten

@@ -218,6 +218,11 @@ class _Band:
     def __len__(self) -> int:
         return len(self.array) + len(self.returned)
 
+    def first_place(self) -> int:
+        """The lowest place; the band must not be empty."""
+        places = [place for place in (self.array.first(), next(iter(self.returned), None)) if place is not None]
+        return min(places)
+
 
 class Ready:
     """The ready jobs of one queue: the highest priority first, then the lowest place."""
@@ -242,21 +247,21 @@ class Ready:
         self._band(priority).returned[place] = id_
         self._count += 1
 
-    def first(self) -> int | None:
-        """The id of the job that `popleft` would give, or None."""
+    def first(self, *, oldest: bool = False) -> int | None:
+        """The id of the job that `popleft` would give, or None. `oldest` disregards priorities."""
         if not self._count:
             return None
-        band = self._bands[self._first_priority()]
+        band = self._bands[self._oldest_priority() if oldest else self._first_priority()]
         if self._returned_goes_first(band):
             id_: int = band.returned.peekitem(0)[1]
             return id_
         return band.array.first_id()
 
-    def popleft(self) -> int | None:
-        """Take the first job out and return its id, or None."""
+    def popleft(self, *, oldest: bool = False) -> int | None:
+        """Take the first job out and return its id, or None. `oldest` disregards priorities."""
         if not self._count:
             return None
-        priority = self._first_priority()
+        priority = self._oldest_priority() if oldest else self._first_priority()
         band = self._bands[priority]
         id_: int = band.returned.popitem(0)[1] if self._returned_goes_first(band) else band.array.popleft()
         self._count -= 1
@@ -312,6 +317,9 @@ class Ready:
             if len(self._bands[priority]):
                 return priority
         raise AssertionError("the count of ready jobs is wrong")
+
+    def _oldest_priority(self) -> int:
+        return min((p for p in self._priorities if len(self._bands[p])), key=lambda p: self._bands[p].first_place())
 
     @staticmethod
     def _returned_goes_first(band: _Band) -> bool:

@@ -86,6 +86,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0.1, le=3_600, description="how long a connection may idle after a served request")
     ] = 75.0
 
+    queues: Annotated[
+        Literal["auto", "declared"],
+        Meta(description="whether an enqueue makes a queue that does not exist, or only an operator does"),
+    ] = "auto"
+    idempotency_seconds: Annotated[
+        float, Meta(ge=0, le=30 * DAY_SECONDS, description="how long an answer is remembered under its Idempotency-Key")
+    ] = 86_400.0
+    idempotency_keys_max: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="answers that are remembered; the oldest go first")
+    ] = 100_000
+    dead_retention_seconds: Annotated[
+        float, Meta(ge=0, le=3_660 * DAY_SECONDS, description="how long dead jobs are kept")
+    ] = 30.0 * DAY_SECONDS
+    dead_retention_jobs: Annotated[
+        int, Meta(ge=0, le=100_000_000, description="how many dead jobs are kept; one that is lost so is warned about")
+    ] = 100_000
     retention_seconds: Annotated[
         float, Meta(ge=0, le=3_660 * DAY_SECONDS, description="how long concluded and cancelled jobs are kept")
     ] = 3_600.0

@@ -10,57 +10,100 @@ Rules for editors:
 1. Whatever changes a job lives here, and goes through `_move`, which checks the transition against `TRANSITIONS`,
    keeps the counts, and notes the change. The picture of the table heads queue_actor/README.md.
 2. Validate everything, then mutate: a refused command leaves the state exactly as it was.
-3. No clock, no randomness, no I/O. Time is the argument `now`; the token secret is an argument too.
+3. No clock, no randomness, no I/O. Time is the argument `now`; the token secret, from which chance is drawn too, is
+   an argument.
 4. Leases run on `now.monotonic`; whatever is planned or shown runs on `now.wall`.
-5. Nothing scans: work is proportional to what a command changes, and a sweep or compaction is cut into slices.
+5. Nothing scans: work is proportional to what a command changes, and whatever may be much is cut into slices.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from math import inf
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
+from queue_actor import queries
 from queue_actor.commands import (
+    Bulk,
+    BulkDone,
+    BulkVerb,
     Cancel,
     Claim,
     Command,
     Conclude,
+    ConcludeClaim,
+    DeleteQueue,
     Dequeue,
     Dequeued,
+    DequeueOrder,
     Enqueue,
     Enqueued,
+    EnqueuedJob,
     Extend,
     ExtendClaim,
+    Fail,
+    FailClaim,
+    Forget,
+    JobsFound,
     Lease,
+    ListQueues,
     NewJob,
+    Pause,
     Position,
+    QueuesFound,
     QueueView,
     R,
     ReadJob,
     ReadPosition,
     ReadQueue,
+    Redrive,
     Release,
     ReleaseClaim,
     Results,
+    RunNow,
+    Search,
+    SetPolicy,
     Sweep,
     Swept,
+    TakeBack,
 )
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import (
     AlreadyFinished,
-    ForgottenJob,
     LeaseLost,
     MemoryFull,
+    NotFinished,
     NotInProgress,
+    NotWaiting,
     OtherConsumer,
     QueueError,
     QueueFull,
+    QueueNotEmpty,
+    RunTooLong,
     TooManyQueues,
-    UnknownJob,
+    UniqueKeyTaken,
+    UnknownQueue,
 )
-from queue_actor.jobs import HISTORY_ATTEMPTS_MAX, Attempt, Change, Job, JobState, Now, Outcome
-from queue_actor.ready import Ready
+from queue_actor.idempotency import Answers
+from queue_actor.jobs import (
+    DEFAULT_QUEUE,
+    FINISHED,
+    HISTORY_ATTEMPTS_MAX,
+    WAITING,
+    Attempt,
+    Change,
+    DeathReason,
+    Job,
+    JobError,
+    JobState,
+    Now,
+    OnExisting,
+    Outcome,
+    UniqueUntil,
+)
+from queue_actor.queues import METERED, Queue
+from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
 from queue_actor.tokens import Tokens
 
@@ -68,45 +111,55 @@ SCHEDULED: Final = JobState.SCHEDULED
 QUEUED: Final = JobState.QUEUED
 IN_PROGRESS: Final = JobState.IN_PROGRESS
 CONCLUDED: Final = JobState.CONCLUDED
+DEAD: Final = JobState.DEAD
 CANCELLED: Final = JobState.CANCELLED
 
 TRANSITIONS: Final = frozenset(
     {
         (SCHEDULED, "due", QUEUED),
+        (SCHEDULED, "run", QUEUED),
+        (SCHEDULED, "replace", SCHEDULED),
+        (SCHEDULED, "replace", QUEUED),
+        (SCHEDULED, "expire", DEAD),
         (SCHEDULED, "cancel", CANCELLED),
         (QUEUED, "dequeue", IN_PROGRESS),
+        (QUEUED, "replace", QUEUED),
+        (QUEUED, "replace", SCHEDULED),
+        (QUEUED, "expire", DEAD),
         (QUEUED, "cancel", CANCELLED),
         (IN_PROGRESS, "extend", IN_PROGRESS),
         (IN_PROGRESS, "cancel", IN_PROGRESS),  # a wish
         (IN_PROGRESS, "conclude", CONCLUDED),
+        (IN_PROGRESS, "fail", SCHEDULED),
+        (IN_PROGRESS, "fail", QUEUED),
+        (IN_PROGRESS, "fail", DEAD),
+        (IN_PROGRESS, "fail", CANCELLED),  # the wish is granted
         (IN_PROGRESS, "release", QUEUED),
         (IN_PROGRESS, "release", SCHEDULED),
-        (IN_PROGRESS, "release", CANCELLED),  # the wish is granted
+        (IN_PROGRESS, "release", DEAD),  # it expired meanwhile
+        (IN_PROGRESS, "release", CANCELLED),
         (IN_PROGRESS, "stale", QUEUED),
-        (IN_PROGRESS, "stale", CANCELLED),  # the wish is granted
+        (IN_PROGRESS, "stale", SCHEDULED),
+        (IN_PROGRESS, "stale", DEAD),
+        (IN_PROGRESS, "stale", CANCELLED),
+        (DEAD, "redrive", QUEUED),
+        (DEAD, "redrive", SCHEDULED),  # redriven at a rate
+        (CANCELLED, "redrive", QUEUED),
+        (CANCELLED, "redrive", SCHEDULED),
     }
 )
 """From which state which verb leads where. Jobs begin as SCHEDULED or QUEUED, by `enqueue`."""
 
+BULK_JOBS_MAX = 1_000
+"""Jobs that one slice of a bulk command changes."""
+
+A = TypeVar("A")
+Key = tuple[str, int]
+"""A job: its queue's name, and its id."""
+
 
 class InvariantError(Exception):
     """The state contradicts itself: a bug. The process must end rather than serve from it."""
-
-
-class Queue:
-    """What the state machine keeps of one queue."""
-
-    __slots__ = ("counts", "jobs", "name", "next_fence", "next_id", "next_place", "ready")
-
-    def __init__(self, name: str, settings: Settings, now: Now) -> None:
-        self.name = name
-        self.jobs: dict[int, Job] = {}
-        self.ready = Ready(settings)
-        self.counts = dict.fromkeys(JobState, 0)
-        self.next_id = 1
-        self.next_place = 1
-        # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
-        self.next_fence = int(now.wall * 1_000_000)
 
 
 class StateMachine:
@@ -117,25 +170,48 @@ class StateMachine:
         self._tokens = Tokens(secret)
         self._queues: dict[str, Queue] = {}
         self._counts = dict.fromkeys(JobState, 0)  # over all queues
-        self._payload_bytes = 0
+        self._kept_bytes = 0  # of payloads, results, progress and errors
         self._revision = 0
-        self._leases: Deadlines[tuple[str, int]] = Deadlines()  # monotonic
-        self._planned: Deadlines[tuple[str, int]] = Deadlines()  # wall
-        self._finished: deque[tuple[float, str, int]] = deque()  # when (monotonic), queue, id; oldest first
+        self._services = 0  # dequeues that found something, for the fair order
+        self._id_floor = 1  # what deleted queues leave behind: their successors begin here
+        self._fence_floor = 0
+        self._leases: Deadlines[Key] = Deadlines()  # monotonic
+        self._run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
+        self._planned: Deadlines[Key] = Deadlines()  # wall
+        self._expiries: Deadlines[Key] = Deadlines()  # wall; of waiting jobs with a ttl
+        self._kept: Deadlines[Key] = Deadlines()  # monotonic; until when concluded and cancelled jobs are kept
+        self._dead: Deadlines[Key] = Deadlines()  # monotonic; the same of dead ones
+        self._enqueue_answers: Answers[Enqueued] = self._new_answers()
+        self._dequeue_answers: Answers[tuple[tuple[str, int, int], ...]] = self._new_answers()
         self._changes: list[Change] = []
-        self._readied: set[str] = set()
+        self._readied: dict[str, None] = {}
+        self._stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
         self._verbs: dict[type[Command[Any]], Callable[[Any, Now], Any]] = {
             Enqueue: self._enqueue,
             Dequeue: self._dequeue,
-            Conclude: self._conclude,
-            Extend: self._extend,
-            Release: self._release,
-            Cancel: self._cancel,
+            Conclude: self._each_claim(self._conclude_one),
+            Fail: self._each_claim(self._fail_one),
+            Extend: self._each_claim(self._extend_one),
+            Release: self._each_claim(self._release_one),
+            Cancel: self._each_id(self._cancel_one),
+            Redrive: self._each_id(self._redrive_one),
+            RunNow: self._each_id(self._run_one),
+            TakeBack: self._each_id(self._take_back_one),
+            Forget: self._each_id(self._forget_one),
+            Bulk: self._bulk,
+            SetPolicy: self._set_policy,
+            Pause: self._pause,
+            DeleteQueue: self._delete_queue,
             ReadJob: self._read_job,
             ReadPosition: self._read_position,
             ReadQueue: self._read_queue,
+            ListQueues: self._list_queues,
+            Search: self._search,
             Sweep: self._sweep,
         }
+
+    def _new_answers(self) -> Answers[Any]:
+        return Answers(seconds=self._settings.idempotency_seconds, keys_max=self._settings.idempotency_keys_max)
 
     # --- what an engine needs
 
@@ -158,8 +234,9 @@ class StateMachine:
             raise InvariantError("leases or planned jobs are not what the counts say")
         changes, self._changes = self._changes, []
         for change in changes:
-            queue = self._queues[(change.after or change.before).queue]  # type: ignore[union-attr] # one of them is there
-            if queue.counts[QUEUED] != len(queue.ready):
+            job = change.after or change.before
+            queue = None if job is None else self._queues.get(job.queue)
+            if queue is not None and queue.counts[QUEUED] != len(queue.ready):
                 raise InvariantError(f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}")
         return changes
 
@@ -168,24 +245,27 @@ class StateMachine:
         """How many changes `take_changes` would give."""
         return len(self._changes)
 
-    def take_readied(self) -> set[str]:
-        """The queues in which a job has become ready since the last call."""
-        readied, self._readied = self._readied, set()
+    def take_readied(self) -> Iterable[str]:
+        """The queues in which a job may have become available since the last call, in that order."""
+        readied, self._readied = self._readied, {}
         return readied
 
     def next_due_seconds(self, now: Now) -> float | None:
-        """How long until a lease ends or a planned job is due; None if there is neither."""
-        lease, planned = self._leases.next(), self._planned.next()
+        """How long until a lease ends, or a planned job is due, or a ttl ends; None if there is nothing of these."""
         seconds = [
             deadline - clock
-            for deadline, clock in ((lease, now.monotonic), (planned, now.wall))
+            for deadline, clock in (
+                (self._leases.next(), now.monotonic),
+                (self._planned.next(), now.wall),
+                (self._expiries.next(), now.wall),
+            )
             if deadline is not None
         ]
         return max(0.0, min(seconds)) if seconds else None
 
     # --- the one door
 
-    def _move(self, queue: Queue, job: Job, verb: str, to: JobState, **facts: Any) -> Job:
+    def _move(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
         """Put the next version of a job in its place: every transition of every job is made here."""
         if (job.state, verb, to) not in TRANSITIONS:
             raise InvariantError(f"{verb} leads from {job.state} to {to}, which no transition allows")
@@ -197,33 +277,158 @@ class StateMachine:
             queue.counts[to] += 1
             self._counts[job.state] -= 1
             self._counts[to] += 1
+        if verb in METERED:
+            queue.meters[verb].add(now.monotonic)
         self._changes.append(Change(self._revision, job, moved))
         return moved
+
+    def _plan(self, job: Job, at: float) -> None:
+        """Note that a job which is about to be scheduled is due at this moment."""
+        self._planned.set((job.queue, job.id), at)
+
+    def _make_ready(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
+        """Queue a job at the back."""
+        moved = self._move(queue, job, verb, QUEUED, now, place=queue.next_place, **facts)
+        self._append(queue, moved)
+        return moved
+
+    def _append(self, queue: Queue, job: Job) -> None:
+        """Put a job that has just been given the next place into the array."""
+        queue.next_place = job.place + 1
+        queue.ready.append(job.priority, job.place, job.id)
+        self._offer(queue)
+
+    def _offer(self, queue: Queue) -> None:
+        """Let those who wait for the queue look again."""
+        self._readied[queue.name] = None
+        self._stocked.add(queue.name)
+
+    def _withdraw(self, queue: Queue, job: Job) -> None:
+        """Take a waiting job out of the structures it waits in."""
+        if job.state is QUEUED:
+            queue.ready.remove(job.priority, job.place)
+        else:
+            self._planned.clear((queue.name, job.id))
+        if job.expires_at is not None:
+            self._expiries.clear((queue.name, job.id))
+
+    def _finish(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
+        """End a job: it gives its unique key back, and is kept for its retention."""
+        self._free_unique_key(queue, job)
+        policy, settings = queue.policy, self._settings
+        if to is DEAD:
+            seconds = policy.dead_retention_seconds
+            self._dead.set(
+                (queue.name, job.id), now.monotonic + (settings.dead_retention_seconds if seconds is None else seconds)
+            )
+            queue.meters["dead"].add(now.monotonic)
+        else:
+            seconds = policy.retention_seconds
+            self._kept.set(
+                (queue.name, job.id), now.monotonic + (settings.retention_seconds if seconds is None else seconds)
+            )
+        return self._move(queue, job, verb, to, now, finished_at=now.wall, **facts)
+
+    def _free_unique_key(self, queue: Queue, job: Job) -> None:
+        key = job.options.unique_key
+        if key is not None and queue.unique.get(key) == job.id:
+            del queue.unique[key]
+
+    # --- queues
+
+    def _open_queue(self, name: str, now: Now) -> Queue:
+        """The queue of this name, made if it does not exist; whether it may be was checked before."""
+        queue = self._queues.get(name)
+        if queue is None:
+            # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
+            fence = max(int(now.wall * 1_000_000), self._fence_floor)
+            queue = self._queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
+        return queue
+
+    def _check_new_queue(self, name: str) -> None:
+        if name not in self._queues and len(self._queues) >= self._settings.queues_max:
+            raise TooManyQueues(
+                f"{self._settings.queues_max} queues exist, as many as queues_max allows", field="queue"
+            )
+
+    def _existing(self, name: str) -> Queue:
+        if name not in self._queues:
+            raise UnknownQueue(f"there is no queue {name}", field="queue")
+        return self._queues[name]
+
+    def _set_policy(self, command: SetPolicy, now: Now) -> QueueView:
+        self._check_new_queue(command.queue)
+        queue = self._open_queue(command.queue, now)
+        queue.policy = command.policy
+        queue.declared = True
+        self._offer(queue)  # it may have become more generous
+        return queries.view(queue, queue.name, now)
+
+    def _pause(self, command: Pause, now: Now) -> QueueView:
+        queue = self._existing(command.queue)
+        queue.paused = command.paused
+        self._offer(queue)
+        return queries.view(queue, queue.name, now)
+
+    def _delete_queue(self, command: DeleteQueue, now: Now) -> QueueView:
+        queue = self._existing(command.queue)
+        if queue.jobs:
+            raise QueueNotEmpty(f"queue {queue.name} holds {len(queue.jobs)} jobs: purge it first", field="queue")
+        view = queries.view(queue, queue.name, now)
+        del self._queues[queue.name]
+        self._stocked.discard(queue.name)
+        self._id_floor = max(self._id_floor, queue.next_id)
+        self._fence_floor = max(self._fence_floor, queue.next_fence)
+        return view
 
     # --- enqueue
 
     def _enqueue(self, command: Enqueue, now: Now) -> Enqueued:
+        if command.key is not None:
+            answer = self._enqueue_answers.find(command.key, now)
+            if answer is not None:
+                return answer
+        self._check_room(command)
+        queue = self._open_queue(command.queue, now)
+        reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
+        queue.meters["enqueue"].add(now.monotonic, len(command.jobs))
+        if command.key is not None:
+            self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
+        return reply
+
+    def _check_room(self, command: Enqueue) -> None:
         settings = self._settings
         queue = self._queues.get(command.queue)
-        if queue is None and len(self._queues) >= settings.queues_max:
-            raise TooManyQueues(f"{settings.queues_max} queues exist, as many as queues_max allows", field="queue")
-        if self._counts[QUEUED] + self._counts[SCHEDULED] + len(command.jobs) > settings.queued_jobs_max:
+        if queue is None:
+            if settings.queues == "declared" and command.queue != DEFAULT_QUEUE:
+                raise UnknownQueue(f"there is no queue {command.queue}, and queues must be declared", field="queue")
+            self._check_new_queue(command.queue)
+        # A job whose unique key is taken adds nothing.
+        new = [job for job in command.jobs if queue is None or job.options.unique_key not in queue.unique]
+        if self._counts[QUEUED] + self._counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
             raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
-        payload_bytes = self._payload_bytes + sum(len(new.payload) for new in command.jobs if new.payload is not None)
-        if payload_bytes > settings.memory_bytes_max:
+        most = None if queue is None else queue.policy.queued_jobs_max
+        if queue is not None and most is not None and queue.waiting + len(new) > most:
+            raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
+        added = sum(len(job.payload) for job in new if job.payload is not None)
+        if self._kept_bytes + added > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
 
-        if queue is None:
-            queue = self._queues[command.queue] = Queue(command.queue, settings, now)
-        self._payload_bytes = payload_bytes
-        return Enqueued([self._create(queue, new, now) for new in command.jobs])
+    def _enqueue_one(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
+        key = new.options.unique_key
+        if key is not None:
+            holder = queue.unique.get(key)
+            if holder is not None:
+                return self._meet(queue, queue.jobs[holder], new, now)
+            queue.unique[key] = queue.next_id
+        return self._create(queue, new, now)
 
-    def _create(self, queue: Queue, new: NewJob, now: Now) -> Job:
+    def _create(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
         id_ = queue.next_id
         queue.next_id = id_ + 1
         self._revision += 1
-        planned = new.delay_seconds > 0
-        state = SCHEDULED if planned else QUEUED
+        not_before = _not_before(new, now)
+        state = QUEUED if not_before is None else SCHEDULED
         job = Job(
             queue=queue.name,
             id=id_,
@@ -233,48 +438,140 @@ class StateMachine:
             created_at=now.wall,
             revision=self._revision,
             priority=new.priority,
-            place=0 if planned else queue.next_place,
-            not_before=now.wall + new.delay_seconds if planned else None,
+            place=queue.next_place if not_before is None else 0,
+            not_before=not_before,
+            expires_at=_expires_at(queue, new, now),
+            options=new.options,
         )
         queue.jobs[id_] = job
         queue.counts[state] += 1
         self._counts[state] += 1
+        self._kept_bytes += _size(job.payload)
         self._changes.append(Change(self._revision, None, job))
-        if job.not_before is not None:
-            self._planned.set((queue.name, id_), job.not_before)
-        else:
+        if not_before is None:
             self._append(queue, job)
-        return job
+        else:
+            self._plan(job, not_before)
+        if job.expires_at is not None:
+            self._expiries.set((queue.name, id_), job.expires_at)
+        return EnqueuedJob(id_, state)
 
-    def _append(self, queue: Queue, job: Job) -> None:
-        """Put a job that has just been given the next place at the back."""
-        queue.next_place = job.place + 1
-        queue.ready.append(job.priority, job.place, job.id)
-        self._readied.add(queue.name)
+    def _meet(self, queue: Queue, job: Job, new: NewJob, now: Now) -> EnqueuedJob:
+        """Enqueue what has the unique key of a job that is there."""
+        if new.on_existing is OnExisting.REFUSE:
+            raise UniqueKeyTaken(f"job {job.id} has this unique key", field="unique_key")
+        if new.on_existing is OnExisting.REPLACE and job.state in WAITING:
+            job = self._replace(queue, job, new, now)
+        return EnqueuedJob(job.id, job.state, existing=True)
+
+    def _replace(self, queue: Queue, job: Job, new: NewJob, now: Now) -> Job:
+        """Put new content into a waiting job. One that stays queued keeps its place."""
+        self._withdraw(queue, job)
+        self._kept_bytes += _size(new.payload) - _size(job.payload)
+        not_before, expires_at = _not_before(new, now), _expires_at(queue, new, now)
+        facts = {
+            "type": new.type,
+            "payload": new.payload,
+            "priority": new.priority,
+            "options": new.options,
+            "not_before": not_before,
+            "expires_at": expires_at,
+        }
+        if expires_at is not None:
+            self._expiries.set((queue.name, job.id), expires_at)
+        if not_before is not None:
+            self._plan(job, not_before)
+            return self._move(queue, job, "replace", SCHEDULED, now, **facts)
+        if job.state is SCHEDULED:
+            return self._make_ready(queue, job, "replace", now, **facts)
+        queue.ready.put_back(new.priority, job.place, job.id)
+        self._offer(queue)
+        return self._move(queue, job, "replace", QUEUED, now, **facts)
 
     # --- dequeue
 
     def _dequeue(self, command: Dequeue, now: Now) -> Dequeued:
-        queue = self._queues.get(command.queue)
-        if queue is None:
-            return Dequeued()
-        leases: list[Lease] = []
-        bytes_left = self._settings.reply_bytes_max
-        while len(leases) < command.count:
-            id_ = queue.ready.first()
+        if command.key is not None:
+            answer = self._dequeue_answers.find(command.key, now)
+            if answer is not None:
+                return Dequeued([lease for held in answer if (lease := self._lease_again(*held)) is not None])
+        basket = _Basket(self._settings.reply_bytes_max)
+        queue = self._queues.get(command.queue) if isinstance(command.queue, str) else None
+        if queue is not None:
+            self._lease_from(queue, command, command.count, basket, now)
+        else:
+            self._lease_from_several(self._named(command.queue), command, basket, now)
+        if command.key is not None and basket.leases:
+            answer = tuple((lease.job.queue, lease.job.id, lease.job.fence) for lease in basket.leases)
+            self._dequeue_answers.remember(command.key, answer, len(answer), now)
+        return Dequeued(basket.leases)
+
+    def _named(self, names: str | tuple[str, ...]) -> Sequence[Queue]:
+        """Those of several queues that exist; of all that begin with a prefix, those that have jobs, by name."""
+        if not isinstance(names, str):
+            return [self._queues[name] for name in names if name in self._queues]
+        if not names.endswith("*"):
+            return ()
+        self._stocked = {name for name in self._stocked if len(self._queues[name].ready)}
+        return [self._queues[name] for name in sorted(self._stocked) if name.startswith(names[:-1])]
+
+    def _lease_from_several(self, queues: Sequence[Queue], command: Dequeue, basket: "_Basket", now: Now) -> None:
+        if command.order is DequeueOrder.LISTED:
+            for queue in queues:
+                self._lease_from(queue, command, command.count - len(basket.leases), basket, now)
+            return
+        turns = sorted(queues, key=lambda queue: queue.served)
+        before = -1
+        while before < len(basket.leases) < command.count:
+            before = len(basket.leases)
+            for queue in turns:
+                self._lease_from(queue, command, min(1, command.count - len(basket.leases)), basket, now)
+
+    def _lease_from(self, queue: Queue, command: Dequeue, count: int, basket: "_Basket", now: Now) -> None:
+        """Lease up to so many jobs of one queue, in order."""
+        if command.consumer is not None:
+            queue.see(command.consumer, now.monotonic)
+        if queue.paused:
+            return
+        ready, policy = queue.ready, queue.policy
+        looks = count + self._settings.sweep_slice  # expired jobs at the head are a bounded part of this command
+        while count > 0:
+            if policy.in_progress_max is not None and queue.counts[IN_PROGRESS] >= policy.in_progress_max:
+                break
+            oldest = policy.oldest_every > 0 and (queue.dequeues + 1) % policy.oldest_every == 0
+            id_ = ready.first(oldest=oldest)
             if id_ is None:
                 break
             job = queue.jobs[id_]
-            bytes_left -= 0 if job.payload is None else len(job.payload)
-            if bytes_left < 0 and leases:
+            if job.expires_at is not None and job.expires_at <= now.wall:
+                self._expire(queue, job, now)
+                looks -= 1
+                if looks == 0:
+                    self._offer(queue)
+                    break
+                continue
+            if not basket.takes(_size(job.payload)):
                 break
-            queue.ready.popleft()
-            leases.append(self._lease(queue, job, command, now))
-        queue.ready.tidy()
-        return Dequeued(leases)
+            ready.popleft(oldest=oldest)
+            basket.leases.append(self._lease(queue, job, command, now))
+            count -= 1
+        ready.tidy()
 
     def _lease(self, queue: Queue, job: Job, command: Dequeue, now: Now) -> Lease:
-        seconds = command.lease_seconds or self._settings.lease_seconds
+        policy = queue.policy
+        seconds = (
+            command.lease_seconds or job.options.lease_seconds or policy.lease_seconds or self._settings.lease_seconds
+        )
+        if policy.run_seconds_max is not None:
+            seconds = min(seconds, policy.run_seconds_max)
+            self._run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
+        if job.expires_at is not None:
+            self._expiries.clear((queue.name, job.id))
+        if job.options.unique_until is UniqueUntil.STARTED:
+            self._free_unique_key(queue, job)
+        self._services += 1
+        queue.served = self._services
+        queue.dequeues += 1
         fence = queue.next_fence
         queue.next_fence = fence + 1
         leased = self._move(
@@ -282,6 +579,7 @@ class StateMachine:
             job,
             "dequeue",
             IN_PROGRESS,
+            now,
             attempts=job.attempts + 1,
             consumer=command.consumer,
             fence=fence,
@@ -292,38 +590,68 @@ class StateMachine:
         self._leases.set((queue.name, job.id), now.monotonic + seconds)
         return Lease(leased, self._tokens.issue(queue.name, job.id, fence))
 
+    def _lease_again(self, name: str, id_: int, fence: int) -> Lease | None:
+        """A lease that was given under an idempotency key, if it still holds."""
+        queue = self._queues.get(name)
+        job = None if queue is None else queue.jobs.get(id_)
+        if job is None or job.state is not IN_PROGRESS or job.fence != fence:
+            return None
+        return Lease(job, self._tokens.issue(name, id_, fence))
+
     # --- the holder's verbs
 
-    def _conclude(self, command: Conclude, now: Now) -> Results:
-        return Results([_answer(self._conclude_one, claim, now) for claim in command.claims])
-
-    def _extend(self, command: Extend, now: Now) -> Results:
-        return Results([_answer(self._extend_one, claim, now) for claim in command.claims])
-
-    def _release(self, command: Release, now: Now) -> Results:
-        return Results([_answer(self._release_one, claim, now) for claim in command.claims])
+    def _each_claim(self, verb: Callable[[Any, Now], Job]) -> Callable[[Any, Now], Results]:
+        return lambda command, now: Results([_answer(verb, claim, now) for claim in command.claims])
 
     def _conclude_one(self, claim: Claim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.CONCLUDED)
         if again:
             return job
-        return self._finish(queue, job, "conclude", CONCLUDED, now, **self._ended(job, Outcome.CONCLUDED, now))
+        result = claim.result if isinstance(claim, ConcludeClaim) else None
+        self._kept_bytes += _size(result)
+        return self._finish(
+            queue, job, "conclude", CONCLUDED, now, result=result, **self._ended(queue, job, Outcome.CONCLUDED, now)
+        )
+
+    def _fail_one(self, claim: FailClaim, now: Now) -> Job:
+        queue, job, again = self._held(claim, Outcome.FAILED)
+        if again:
+            return job
+        facts = self._ended(queue, job, Outcome.FAILED, now, claim.error)
+        facts["fails"] = job.fails + 1
+        if job.cancel_requested:
+            return self._finish(queue, job, "fail", CANCELLED, now, **facts)
+        if not claim.retry:
+            return self._finish(queue, job, "fail", DEAD, now, reason=DeathReason.KILLED, **facts)
+        if self._is_spent(queue, job, job.fails + 1 + job.stales):
+            return self._finish(queue, job, "fail", DEAD, now, reason=DeathReason.FAILED, **facts)
+        delay = claim.retry_after_seconds
+        if delay is None:
+            delay = self._retry_seconds(queue, job, job.fails + 1)
+        return self._return_later(queue, job, "fail", delay, now, **facts)
 
     def _extend_one(self, claim: ExtendClaim, now: Now) -> Job:
         queue, job, _ = self._held(claim, None)
         seconds = claim.lease_seconds or job.lease_seconds
+        if now.monotonic + seconds > self._run_ends.get((queue.name, job.id), now.monotonic + seconds):
+            raise RunTooLong(
+                f"an attempt may last {queue.policy.run_seconds_max} s in {queue.name}", field="lease_seconds"
+            )
         self._leases.set((queue.name, job.id), now.monotonic + seconds)
-        return self._move(queue, job, "extend", IN_PROGRESS, lease_seconds=seconds, lease_expires_at=now.wall + seconds)
+        facts: dict[str, Any] = {"lease_seconds": seconds, "lease_expires_at": now.wall + seconds}
+        if claim.progress is not None:
+            facts["progress"] = claim.progress
+            self._kept_bytes += _size(claim.progress) - _size(job.progress)
+        return self._move(queue, job, "extend", IN_PROGRESS, now, **facts)
 
     def _release_one(self, claim: ReleaseClaim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.RELEASED)
-        if again:
-            return job
-        facts = self._ended(job, Outcome.RELEASED, now)
-        if claim.delay_seconds > 0 and not job.cancel_requested:
-            facts["not_before"] = now.wall + claim.delay_seconds
-            self._planned.set((queue.name, job.id), facts["not_before"])
-            return self._move(queue, job, "release", SCHEDULED, **facts)
+        return job if again else self._release_held(queue, job, claim.delay_seconds, now)
+
+    def _release_held(self, queue: Queue, job: Job, delay_seconds: float, now: Now) -> Job:
+        facts = self._ended(queue, job, Outcome.RELEASED, now)
+        if delay_seconds > 0 and not job.cancel_requested:
+            return self._return_later(queue, job, "release", delay_seconds, now, **facts)
         return self._give_back(queue, job, "release", now, **facts)
 
     def _held(self, claim: Claim, outcome: Outcome | None) -> tuple[Queue, Job, bool]:
@@ -332,7 +660,7 @@ class StateMachine:
         Raises:
             QueueError: Neither.
         """
-        queue, job = self._find(claim.queue, claim.id)
+        queue, job = queries.find_job(self._queues, claim.queue, claim.id)
         if claim.token is not None:
             fence = self._tokens.fence(queue.name, job.id, claim.token)
             if job.state is IN_PROGRESS and fence == job.fence:
@@ -347,129 +675,290 @@ class StateMachine:
             raise OtherConsumer(f"job {job.id} was dequeued by another consumer", field="consumer")
         return queue, job, again
 
-    def _ended(self, job: Job, outcome: Outcome, now: Now) -> dict[str, Any]:
+    def _ended(
+        self, queue: Queue, job: Job, outcome: Outcome, now: Now, error: JobError | None = None
+    ) -> dict[str, Any]:
         """End the lease; the facts for the version of the job that comes after it."""
         assert job.started_at is not None  # noqa: S101 - for the type checker: it has been leased
-        self._leases.clear((job.queue, job.id))
-        attempt = Attempt(job.fence, job.consumer, job.started_at, now.wall, outcome)
-        return {"history": (*job.history, attempt)[-HISTORY_ATTEMPTS_MAX:], "lease_expires_at": None}
+        self._leases.clear((queue.name, job.id))
+        self._run_ends.pop((queue.name, job.id), None)
+        if queue.policy.in_progress_max is not None:
+            self._offer(queue)
+        attempt = Attempt(job.fence, job.consumer, job.started_at, now.wall, outcome, error)
+        dropped = job.history[: max(0, len(job.history) + 1 - HISTORY_ATTEMPTS_MAX)]
+        self._kept_bytes += _error_size(error) - sum(_error_size(old.error) for old in dropped)
+        return {"history": (*job.history[len(dropped) :], attempt), "lease_expires_at": None}
+
+    def _is_spent(self, queue: Queue, job: Job, tries: int) -> bool:
+        most = job.options.max_attempts or queue.policy.max_attempts
+        return most is not None and tries >= most
+
+    def _retry_seconds(self, queue: Queue, job: Job, tries: int) -> float:
+        retry = job.options.retry or queue.policy.retry
+        return retry_seconds(retry, tries, self._tokens.draw(queue.name, job.id, job.fence))
+
+    def _return_later(self, queue: Queue, job: Job, verb: str, delay_seconds: float, now: Now, **facts: Any) -> Job:
+        """Schedule a job whose attempt has ended, or queue it at the back if there is nothing to wait for."""
+        if _is_expired(job, now):
+            return self._finish(queue, job, verb, DEAD, now, reason=DeathReason.EXPIRED, **facts)
+        if job.expires_at is not None:
+            self._expiries.set((queue.name, job.id), job.expires_at)
+        if delay_seconds <= 0:
+            return self._make_ready(queue, job, verb, now, **facts)
+        self._plan(job, now.wall + delay_seconds)
+        return self._move(queue, job, verb, SCHEDULED, now, not_before=now.wall + delay_seconds, **facts)
 
     def _give_back(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
         """Return a job to the place it had, or grant the wish that it be cancelled."""
         if job.cancel_requested:
             return self._finish(queue, job, verb, CANCELLED, now, **facts)
+        if _is_expired(job, now):
+            return self._finish(queue, job, verb, DEAD, now, reason=DeathReason.EXPIRED, **facts)
+        if job.expires_at is not None:
+            self._expiries.set((queue.name, job.id), job.expires_at)
         queue.ready.put_back(job.priority, job.place, job.id)
-        self._readied.add(queue.name)
-        return self._move(queue, job, verb, QUEUED, **facts)
-
-    def _finish(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
-        self._finished.append((now.monotonic, queue.name, job.id))
-        return self._move(queue, job, verb, to, finished_at=now.wall, **facts)
+        self._offer(queue)
+        return self._move(queue, job, verb, QUEUED, now, **facts)
 
     # --- the operator's verbs
 
-    def _cancel(self, command: Cancel, now: Now) -> Results:
-        def cancel(id_: int, now: Now) -> Job:
-            return self._cancel_one(*self._find(command.queue, id_), now)
+    def _each_id(self, verb: Callable[[Queue, Job, Now], Job]) -> Callable[[Any, Now], Results]:
+        def one(command: Cancel, id_: int, now: Now) -> Job:
+            return verb(*queries.find_job(self._queues, command.queue, id_), now)
 
-        results = Results([_answer(cancel, id_, now) for id_ in command.ids])
-        if command.queue in self._queues:
-            self._queues[command.queue].ready.tidy()
-        return results
+        def each(command: Any, now: Now) -> Results:
+            results = Results([_answer(one, command, id_, now) for id_ in command.ids])
+            if command.queue in self._queues:
+                self._queues[command.queue].ready.tidy()
+            return results
+
+        return each
 
     def _cancel_one(self, queue: Queue, job: Job, now: Now) -> Job:
         match job.state:
             case JobState.CANCELLED:
                 return job
-            case JobState.CONCLUDED:
+            case JobState.CONCLUDED | JobState.DEAD:
                 raise AlreadyFinished(f"job {job.id} is {job.state}")
+            case JobState.IN_PROGRESS if job.cancel_requested:
+                return job
             case JobState.IN_PROGRESS:
-                return (
-                    job if job.cancel_requested else self._move(queue, job, "cancel", job.state, cancel_requested=True)
-                )
-            case JobState.SCHEDULED:
-                self._planned.clear((queue.name, job.id))
-            case JobState.QUEUED:
-                queue.ready.remove(job.priority, job.place)
+                return self._move(queue, job, "cancel", IN_PROGRESS, now, cancel_requested=True)
+        self._withdraw(queue, job)
         return self._finish(queue, job, "cancel", CANCELLED, now, cancel_requested=True)
+
+    def _redrive_one(self, queue: Queue, job: Job, now: Now, *, not_before: float | None = None) -> Job:
+        if job.state not in FINISHED:
+            raise NotFinished(f"job {job.id} is {job.state}")
+        if job.state is CONCLUDED:
+            raise AlreadyFinished(f"job {job.id} is concluded")
+        key = job.options.unique_key
+        if key is not None and queue.unique.setdefault(key, job.id) != job.id:
+            raise UniqueKeyTaken(f"job {queue.unique[key]} has the unique key of job {job.id}")
+        (self._dead if job.state is DEAD else self._kept).clear((queue.name, job.id))
+        facts = {
+            "fails": 0,
+            "stales": 0,
+            "reason": None,
+            "finished_at": None,
+            "cancel_requested": False,
+            "expires_at": None,
+            "not_before": not_before,
+        }
+        if not_before is None:
+            return self._make_ready(queue, job, "redrive", now, **facts)
+        self._plan(job, not_before)
+        return self._move(queue, job, "redrive", SCHEDULED, now, **facts)
+
+    def _run_one(self, queue: Queue, job: Job, now: Now) -> Job:
+        if job.state is QUEUED:
+            return job
+        if job.state is not SCHEDULED:
+            raise NotWaiting(f"job {job.id} is {job.state}")
+        self._planned.clear((queue.name, job.id))
+        return self._make_ready(queue, job, "run", now, not_before=None)
+
+    def _take_back_one(self, queue: Queue, job: Job, now: Now) -> Job:
+        if job.state is not IN_PROGRESS:
+            raise NotInProgress(f"job {job.id} is {job.state}")
+        return self._release_held(queue, job, 0.0, now)
+
+    def _forget_one(self, queue: Queue, job: Job, now: Now) -> Job:
+        if job.state not in FINISHED:
+            raise NotFinished(f"job {job.id} is {job.state}")
+        return self._forget(queue, job, now)
+
+    def _forget(self, queue: Queue, job: Job, _now: Now) -> Job:
+        """Keep a job no longer, whatever its state but in progress."""
+        if job.state in WAITING:
+            self._withdraw(queue, job)
+            self._free_unique_key(queue, job)
+        else:
+            (self._dead if job.state is DEAD else self._kept).clear((queue.name, job.id))
+        queue.forget(job.id)
+        queue.counts[job.state] -= 1
+        self._counts[job.state] -= 1
+        self._kept_bytes -= _size(job.payload) + _size(job.result) + _size(job.progress)
+        self._kept_bytes -= sum(_error_size(attempt.error) for attempt in job.history)
+        self._revision += 1
+        self._changes.append(Change(self._revision, job, None))
+        return job
+
+    def _bulk(self, command: Bulk, now: Now) -> BulkDone:
+        queue = self._existing(command.queue)
+        verbs: dict[BulkVerb, tuple[frozenset[JobState], Callable[..., Job]]] = {
+            BulkVerb.REDRIVE: (frozenset({DEAD, CANCELLED}), self._redrive_one),
+            BulkVerb.PURGE: (FINISHED | WAITING, self._forget),
+            BulkVerb.RELEASE: (frozenset({IN_PROGRESS}), self._take_back_one),
+        }
+        able, verb = verbs[command.verb]
+        first = max(queue.first_id, command.after_id + 1)
+        end = queue.next_id if command.until_id is None else min(queue.next_id, command.until_id + 1)
+        count = refused = 0
+        for id_ in range(first, min(end, first + queries.SCANNED_IDS_MAX)):
+            first = id_ + 1
+            job = queue.jobs.get(id_)
+            if job is None or job.state not in able or not queries.matches(job, command.where):
+                continue
+            facts: dict[str, Any] = {}
+            if command.per_second is not None and command.verb is BulkVerb.REDRIVE:
+                facts["not_before"] = (command.spread_from or now.wall) + count / command.per_second
+            if command.dry_run or not isinstance(_answer(partial(verb, **facts), queue, job, now), QueueError):
+                count += 1
+            else:
+                refused += 1
+            if count + refused == BULK_JOBS_MAX:
+                break
+        queue.ready.tidy()
+        return BulkDone(count, refused, first - 1 if first < end else None)
 
     # --- reads
 
-    def _find(self, name: str, id_: int) -> tuple[Queue, Job]:
-        queue = self._queues.get(name)
-        job = None if queue is None else queue.jobs.get(id_)
-        if queue is not None and job is not None:
-            return queue, job
-        if queue is not None and 0 < id_ < queue.next_id:
-            raise ForgottenJob(f"job {id_} of queue {name} has ended and is no longer kept", field="id")
-        raise UnknownJob(f"queue {name} has no job {id_}", field="id")
-
     def _read_job(self, command: ReadJob, _now: Now) -> Job:
-        return self._find(command.queue, command.id)[1]
+        return queries.find_job(self._queues, command.queue, command.id)[1]
 
     def _read_position(self, command: ReadPosition, _now: Now) -> Position:
-        queue, job = self._find(command.queue, command.id)
+        queue, job = queries.find_job(self._queues, command.queue, command.id)
         return Position(queue.ready.ahead(job.priority, job.place) if job.state is QUEUED else None)
 
-    def _read_queue(self, command: ReadQueue, _now: Now) -> QueueView:
-        queue = self._queues.get(command.queue)
-        counts = dict.fromkeys(JobState, 0) if queue is None else dict(queue.counts)
-        return QueueView(command.queue, queue is not None, counts)
+    def _read_queue(self, command: ReadQueue, now: Now) -> QueueView:
+        return queries.view(self._queues.get(command.queue), command.queue, now)
+
+    def _list_queues(self, command: ListQueues, now: Now) -> QueuesFound:
+        return queries.list_queues(self._queues, command, now)
+
+    def _search(self, command: Search, _now: Now) -> JobsFound:
+        return queries.search(self._queues.get(command.queue), command)
 
     # --- time
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
         limit = self._settings.sweep_slice
-        stale = due = forgotten = 0
-        while stale < limit and (key := self._leases.due(now.monotonic)):
-            self._return_stale(*key, now)
-            stale += 1
-        while due < limit and (key := self._planned.due(now.wall)):
-            self._make_ready(*key)
-            due += 1
-        while forgotten < limit and self._is_past_retention(now):
-            self._forget_oldest()
-            forgotten += 1
+        stale = _slice(self._leases, now.monotonic, limit, partial(self._return_stale, now))
+        due = _slice(self._planned, now.wall, limit, partial(self._ready_due, now))
+        expired = _slice(self._expiries, now.wall, limit, partial(self._expire_waiting, now))
+        forget = partial(self._forget_kept, now)
+        forgotten = _slice(self._kept, now.monotonic, limit, forget)
+        forgotten += _slice(self._dead, now.monotonic, limit, forget)
+        # Beyond their number those go first whose time would have come first.
+        over = len(self._kept) - self._settings.retention_jobs
+        forgotten += _slice(self._kept, inf, min(over, limit), forget)
+        over = len(self._dead) - self._settings.dead_retention_jobs
+        dead_lost = _slice(self._dead, inf, min(over, limit), forget)
         return Swept(
             stale=stale,
             due=due,
-            forgotten=forgotten,
-            more=limit in {stale, due, forgotten},
+            expired=expired,
+            forgotten=forgotten + dead_lost,
+            dead_lost=dead_lost,
+            more=max(stale, due, expired, forgotten, dead_lost) >= limit,
             next_due_seconds=self.next_due_seconds(now),
         )
 
-    def _return_stale(self, name: str, id_: int, now: Now) -> None:
+    def _return_stale(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
         job = queue.jobs[id_]
-        self._give_back(queue, job, "stale", now, stales=job.stales + 1, **self._ended(job, Outcome.STALE, now))
+        stales = job.stales + 1
+        facts = {"stales": stales, **self._ended(queue, job, Outcome.STALE, now)}
+        most = queue.policy.max_stale
+        spent = (most is not None and stales >= most) or self._is_spent(queue, job, job.fails + stales)
+        if spent and not job.cancel_requested:
+            self._finish(queue, job, "stale", DEAD, now, reason=DeathReason.STALE, **facts)
+        elif stales > 1 and not job.cancel_requested:
+            # It may be what kills its workers, so it no longer goes first.
+            self._return_later(queue, job, "stale", self._retry_seconds(queue, job, stales - 1), now, **facts)
+        else:
+            self._give_back(queue, job, "stale", now, **facts)
 
-    def _make_ready(self, name: str, id_: int) -> None:
+    def _ready_due(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
         self._planned.clear((name, id_))
-        job = self._move(queue, queue.jobs[id_], "due", QUEUED, place=queue.next_place)
-        self._append(queue, job)
+        self._make_ready(queue, queue.jobs[id_], "due", now)
 
-    def _is_past_retention(self, now: Now) -> bool:
-        if not self._finished:
-            return False
-        settings = self._settings
-        too_many = len(self._finished) > settings.retention_jobs
-        return too_many or self._finished[0][0] <= now.monotonic - settings.retention_seconds
-
-    def _forget_oldest(self) -> None:
-        _, name, id_ = self._finished.popleft()
+    def _expire_waiting(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
-        job = queue.jobs.pop(id_)
-        queue.counts[job.state] -= 1
-        self._counts[job.state] -= 1
-        self._payload_bytes -= 0 if job.payload is None else len(job.payload)
-        self._revision += 1
-        self._changes.append(Change(self._revision, job, None))
+        self._expire(queue, queue.jobs[id_], now)
+        queue.ready.tidy()
+
+    def _expire(self, queue: Queue, job: Job, now: Now) -> None:
+        self._withdraw(queue, job)
+        self._finish(queue, job, "expire", DEAD, now, reason=DeathReason.EXPIRED)
+
+    def _forget_kept(self, now: Now, name: str, id_: int) -> None:
+        queue = self._queues[name]
+        self._forget(queue, queue.jobs[id_], now)
 
 
-def _answer(verb: Callable[[Any, Now], Job], subject: Any, now: Now) -> Job | QueueError:
+class _Basket:
+    """What a dequeue has taken so far, and for how many more bytes it has room."""
+
+    __slots__ = ("leases", "room")
+
+    def __init__(self, room: int) -> None:
+        self.leases: list[Lease] = []
+        self.room = room
+
+    def takes(self, size: int) -> bool:
+        """Whether another payload of this size has room. The first always has."""
+        self.room -= size
+        return self.room >= 0 or not self.leases
+
+
+def _slice(deadlines: Deadlines[Key], now: float, limit: int, move: Callable[[str, int], object]) -> int:
+    """Move the jobs that are due, the earliest first, at most `limit`; each move clears the deadline it was due by."""
+    moved = 0
+    while moved < limit and (key := deadlines.due(now)) is not None:
+        move(*key)
+        moved += 1
+    return moved
+
+
+def _answer(verb: Callable[..., A], *subject: Any) -> A | QueueError:
     """A result of a batch: a refused job does not refuse its neighbours."""
     try:
-        return verb(subject, now)
+        return verb(*subject)
     except QueueError as refusal:
         return refusal.with_traceback(None)
+
+
+def _not_before(new: NewJob, now: Now) -> float | None:
+    """From when a new job is ready; None if it is now."""
+    at = new.not_before if new.not_before is not None else now.wall + new.delay_seconds
+    return at if at > now.wall else None
+
+
+def _expires_at(queue: Queue, new: NewJob, now: Now) -> float | None:
+    seconds = queue.policy.ttl_seconds if new.ttl_seconds is None else new.ttl_seconds
+    return None if seconds is None else now.wall + seconds
+
+
+def _is_expired(job: Job, now: Now) -> bool:
+    return job.expires_at is not None and job.expires_at <= now.wall
+
+
+def _size(text: bytes | None) -> int:
+    return 0 if text is None else len(text)
+
+
+def _error_size(error: JobError | None) -> int:
+    return 0 if error is None else len(error.type) + len(error.message)

@@ -38,3 +38,9 @@ class Tokens:
         except ValueError:
             return None
         return fence if compare_digest(self.issue(queue, id_, fence), token) else None
+
+    def draw(self, queue: str, id_: int, fence: int) -> float:
+        """A number from 0 up to 1, the same for the same lease: chance that can be repeated, for jitter."""
+        keyed = self._keyed.copy()
+        keyed.update(f"jitter/{queue}/{id_}/{fence}".encode())
+        return int.from_bytes(keyed.digest()[:8], "big") / 2**64

@@ -1,63 +1,180 @@
-"""Parked dequeues: they wait in line for a job, the oldest is served first, and who has left is never leased to."""
+"""Parked requests: dequeues that wait in line for a job, and readers who wait for a job's end.
 
-from collections.abc import Iterable, Iterator
+The oldest dequeue is served first, and who has left is never leased to.
+"""
 
-from queue_actor.commands import Dequeue, Dequeued
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from queue_actor.commands import Dequeue, Dequeued, IdempotencyKey, R, ReadJob
 from queue_actor.engine import Request
-from queue_actor.errors import TooManyWaiters
-from queue_actor.jobs import Now
+from queue_actor.errors import KeyReused, TooManyWaiters
+from queue_actor.jobs import FINISHED, Change, Job, Now
 from queue_actor.state_machine import StateMachine
 
 
+class _Parked:
+    """A dequeue in its lines. Its number is its place in all of them."""
+
+    __slots__ = ("command", "number", "request")
+
+    def __init__(self, number: int, request: Request[Dequeued], command: Dequeue) -> None:
+        self.number = number
+        self.request = request
+        self.command = command
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The lines it stands in: names of queues, or a prefix followed by `*`."""
+        queue = self.command.queue
+        return (queue,) if isinstance(queue, str) else tuple(dict.fromkeys(queue))
+
+
 class Waiters:
-    """The lines, one a queue."""
+    """All parked requests of an engine."""
 
     def __init__(self, waiters_max: int) -> None:
         self._waiters_max = waiters_max
-        self._lines: dict[str, dict[Request[Dequeued], Dequeue]] = {}
-        self._count = 0
+        self._numbers = 0
+        self._parked: dict[Request[Dequeued], _Parked] = {}
+        self._lines: dict[str, dict[int, _Parked]] = {}
+        self._keyed: dict[tuple[str, str], _Parked] = {}
+        self._readers: dict[tuple[str, int], dict[Request[Job], None]] = {}
+        self._readers_count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._parked) + self._readers_count
 
-    def __contains__(self, queue: str) -> bool:
-        return queue in self._lines
+    def _check_room(self) -> None:
+        if len(self) >= self._waiters_max:
+            raise TooManyWaiters(f"{self._waiters_max} requests are parked, as many as waiters_max allows")
 
-    def park(self, request: Request[Dequeued], command: Dequeue) -> None:
-        """Put a dequeue at the end of its line.
+    def carry_out(self, machine: StateMachine, request: Request[R], now: Now, *, may_park: bool) -> R | None:
+        """Apply the command of a request. None: it has to wait for its reply, and is parked.
+
+        Raises:
+            QueueError: The refusal.
+        """
+        command = request.command
+        reply = machine.apply(command, now)
+        if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0 and may_park:
+            if isinstance(reply, Dequeued) and not reply.leases:
+                self._park(request, command)  # type: ignore[arg-type] # R is Dequeued here
+                return None
+            if isinstance(reply, Job) and reply.state not in FINISHED:
+                self._park_reader(request, command, reply)  # type: ignore[arg-type] # R is Job here
+                return None
+        return reply
+
+    # --- dequeues
+
+    def _park(self, request: Request[Dequeued], command: Dequeue) -> None:
+        """Put a dequeue at the end of its lines, or in the place of the one it repeats, which gets an empty answer.
 
         Raises:
             TooManyWaiters: As many wait as `waiters_max` allows.
         """
-        if self._count >= self._waiters_max:
-            raise TooManyWaiters(f"{self._waiters_max} dequeues are parked, as many as waiters_max allows")
-        self._lines.setdefault(command.queue, {})[request] = command
-        self._count += 1
-
-    def discard(self, request: Request[Dequeued], command: Dequeue) -> None:
-        """Take a dequeue out of its line, if it still stands there."""
-        line = self._lines.get(command.queue)
-        if line is not None and line.pop(request, None) is not None:
-            self._count -= 1
-            if not line:
-                del self._lines[command.queue]
+        name = _name(command.key)
+        former = None if name is None else self._keyed.get(name)
+        if former is not None:
+            if former.command.key != command.key:
+                raise KeyReused("the idempotency key was used with another body", field="Idempotency-Key")
+            displaced, former.request = former.request, request
+            del self._parked[displaced]
+            self._parked[request] = former
+            displaced.answer(Dequeued())
+        else:
+            self._check_room()
+            self._numbers += 1
+            parked = self._parked[request] = _Parked(self._numbers, request, command)
+            for line in parked.names:
+                self._lines.setdefault(line, {})[parked.number] = parked
+            if name is not None:
+                self._keyed[name] = parked
+        request.unserved = Dequeued()
 
     def serve(
         self, machine: StateMachine, queues: Iterable[str], now: Now
     ) -> Iterator[tuple[Request[Dequeued], Dequeued]]:
         """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
         for queue in queues:
-            for request, command in list(self._lines.get(queue, {}).items()):
-                reply = machine.apply(command, now)
+            while (parked := self._oldest(queue)) is not None:
+                reply = machine.apply(parked.command, now)
                 if not reply.leases:
                     break
-                self.discard(request, command)
-                request.decided = True
-                yield request, reply
+                self.discard(parked.request)
+                parked.request.decided = True
+                yield parked.request, reply
 
-    def dismiss(self) -> list[Request[Dequeued]]:
-        """Empty all lines; the caller answers those who stood in them."""
-        dismissed = [request for line in self._lines.values() for request in line]
-        self._lines.clear()
-        self._count = 0
+    def _oldest(self, queue: str) -> _Parked | None:
+        """Who has waited longest for a job of this queue, among those who named it or a prefix of it."""
+        lines = [
+            line
+            for name, line in self._lines.items()
+            if name == queue or (name.endswith("*") and queue.startswith(name[:-1]))
+        ]
+        return min((next(iter(line.values())) for line in lines), key=lambda parked: parked.number, default=None)
+
+    # --- readers
+
+    def _park_reader(self, request: Request[Job], command: ReadJob, job: Job) -> None:
+        """Let a reader wait for the end of the job he has read.
+
+        Raises:
+            TooManyWaiters: As many wait as `waiters_max` allows.
+        """
+        self._check_room()
+        request.unserved = job
+        self._readers.setdefault((command.queue, command.id), {})[request] = None
+        self._readers_count += 1
+
+    def tell(self, changes: Sequence[Change]) -> Iterator[tuple[Request[Job], Job]]:
+        """Let readers know of changes: those whose job has ended are to be answered with its last version."""
+        if not self._readers:
+            return
+        for change in changes:
+            job = change.after or change.before
+            if job is None or (job.queue, job.id) not in self._readers:
+                continue
+            for request in list(self._readers[job.queue, job.id]):
+                request.unserved = job
+                if job.state in FINISHED or change.after is None:
+                    self.discard(request)
+                    request.decided = True
+                    yield request, job
+
+    # --- both
+
+    def discard(self, request: Request[Any]) -> None:
+        """Forget a request, if it is still parked."""
+        parked = self._parked.pop(request, None)
+        if parked is not None:
+            for name in parked.names:
+                line = self._lines[name]
+                del line[parked.number]
+                if not line:
+                    del self._lines[name]
+            key = _name(parked.command.key)
+            if key is not None:
+                del self._keyed[key]
+        elif isinstance(request.command, ReadJob):
+            readers = self._readers.get((request.command.queue, request.command.id), {})
+            if request in readers:
+                del readers[request]
+                self._readers_count -= 1
+                if not readers:
+                    del self._readers[request.command.queue, request.command.id]
+
+    def dismiss(self) -> list[Request[Any]]:
+        """Forget all; the caller answers them with what they were to get if nothing happened, `unserved`."""
+        dismissed: list[Request[Any]] = [
+            *self._parked,
+            *(request for line in self._readers.values() for request in line),
+        ]
+        for request in dismissed:
+            self.discard(request)
         return dismissed
+
+
+def _name(key: IdempotencyKey | None) -> tuple[str, str] | None:
+    return None if key is None else (key.scope, key.key)

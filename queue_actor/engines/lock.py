@@ -8,10 +8,9 @@ from typing import Any
 
 import trio
 
-from queue_actor.commands import Command, Dequeue, Dequeued, R, Sweep
+from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
-from queue_actor.jobs import Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
@@ -42,10 +41,11 @@ class LockEngine:
             raise Draining("the queue is closed")
         if self._inbox_requests >= self._settings.inbox_requests_max and not isinstance(command, Sweep):
             raise Busy(f"{self._inbox_requests} commands wait, as many as inbox_requests_max allows")
+        request = Request(command)
         self._inbox_requests += 1
         try:
             async with self._lock:
-                reply = await self._carry_out(command)
+                reply = await self._carry_out(request)
         except (QueueError, trio.Cancelled):
             raise
         except BaseException as bug:
@@ -55,45 +55,44 @@ class LockEngine:
             raise OutcomeUnknown("the queue ended before it answered") from bug
         finally:
             self._inbox_requests -= 1
-        return await self._wait(reply) if isinstance(reply, Request) else reply
+        return await self._wait(request) if reply is None else reply
 
-    async def _carry_out(self, command: Command[R]) -> R | Request[R]:
+    async def _carry_out(self, request: Request[R]) -> R | None:
+        """Apply the command and store its changes; None if it is parked."""
         if self._failure is not None:
             raise OutcomeUnknown("the queue ended before it answered")
-        now = self._clock()
-        reply: Any = self._dequeue(command, now) if isinstance(command, Dequeue) else self._machine.apply(command, now)
-        served = list(self._waiters.serve(self._machine, self._machine.take_readied(), now)) if self._waiters else ()
-        await self._store.commit(self._machine.take_changes())
-        for request, dequeued in served:
-            request.answer(dequeued)
-        self._sweeper.notice(self._machine.next_due_seconds(now))
-        return reply  # type: ignore[no-any-return] # the reply of this command, or its request, parked
-
-    def _dequeue(self, command: Dequeue, now: Now) -> Dequeued | Request[Dequeued]:
-        if self._draining:
+        if self._draining and isinstance(request.command, Dequeue):
             raise Draining("the server is about to end and hands out no more jobs")
-        reply = self._machine.apply(command, now)
-        if reply.leases or command.wait_seconds <= 0:
-            return reply
-        request = Request(command)
-        self._waiters.park(request, command)
-        return request
+        machine, waiters = self._machine, self._waiters
+        now = self._clock()
+        reply = waiters.carry_out(machine, request, now, may_park=not self._draining)
+        served: list[tuple[Request[Any], Any]] = []
+        if waiters:
+            served += waiters.serve(machine, machine.take_readied(), now)
+        changes = machine.take_changes()
+        served += waiters.tell(changes)
+        await self._store.commit(changes)
+        for parked, its_reply in served:
+            parked.answer(its_reply)
+        self._sweeper.notice(machine.next_due_seconds(now))
+        return reply
 
     async def _wait(self, request: Request[R]) -> R:
         command = request.command
-        assert isinstance(command, Dequeue)  # noqa: S101 - for the type checker: nothing else is parked
+        assert isinstance(command, Dequeue | ReadJob)  # noqa: S101 - for the type checker: nothing else is parked
         try:
             with trio.move_on_after(command.wait_seconds):
                 return await request.answered()
-            return Dequeued()  # type: ignore[return-value] # R is Dequeued here
+            assert request.unserved is not None  # noqa: S101 - it was parked
+            return request.unserved
         finally:
-            self._waiters.discard(request, command)  # type: ignore[arg-type] # as above
+            self._waiters.discard(request)
 
     def drain(self) -> None:
         """Answer those who wait for a job, and refuse those who come for one."""
         self._draining = True
         for request in self._waiters.dismiss():
-            request.answer(Dequeued())
+            request.answer(request.unserved)
 
     def close(self) -> None:
         """Take no more commands."""

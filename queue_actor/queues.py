@@ -1,0 +1,72 @@
+"""What the state machine keeps of one queue."""
+
+from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FIRST_POLICY, Job, JobState, QueuePolicy
+from queue_actor.meters import Meter
+from queue_actor.ready import Ready
+from queue_actor.settings import Settings
+
+METERED = ("enqueue", "dequeue", "conclude", "fail", "release", "stale", "dead")
+"""The verbs whose rates are kept for each queue."""
+
+CONSUMERS_MAX = 1_000
+"""Consumers a queue remembers to have seen; the one not seen for longest goes first."""
+
+
+class Queue:
+    """One queue: its jobs, their order, and its figures."""
+
+    __slots__ = (
+        "consumers",
+        "counts",
+        "declared",
+        "dequeues",
+        "first_id",
+        "jobs",
+        "meters",
+        "name",
+        "next_fence",
+        "next_id",
+        "next_place",
+        "paused",
+        "policy",
+        "ready",
+        "served",
+        "unique",
+    )
+
+    def __init__(self, name: str, settings: Settings, *, next_id: int, next_fence: int) -> None:
+        self.name = name
+        self.policy: QueuePolicy = DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY
+        self.declared = False
+        self.paused = False
+        self.jobs: dict[int, Job] = {}
+        self.ready = Ready(settings)
+        self.counts = dict.fromkeys(JobState, 0)
+        self.unique: dict[str, int] = {}  # key -> the job that has it
+        self.first_id = next_id  # no job below it is kept
+        self.next_id = next_id
+        self.next_place = 1
+        self.next_fence = next_fence
+        self.dequeues = 0  # for `oldest_every`
+        self.served = 0  # when it was last served, in the count of all services: for the fair order
+        self.meters = {verb: Meter() for verb in METERED}
+        self.consumers: dict[str, float] = {}  # name -> last seen (monotonic), the latest last
+
+    def see(self, consumer: str, seconds: float) -> None:
+        """Note that a consumer has just asked for jobs."""
+        self.consumers.pop(consumer, None)
+        self.consumers[consumer] = seconds
+        if len(self.consumers) > CONSUMERS_MAX:
+            del self.consumers[next(iter(self.consumers))]
+
+    def forget(self, id_: int) -> None:
+        """Keep a job no longer."""
+        del self.jobs[id_]
+        # Jobs are mostly forgotten in the order of their ids, so this moves on by one.
+        while self.first_id < self.next_id and self.first_id not in self.jobs:
+            self.first_id += 1
+
+    @property
+    def waiting(self) -> int:
+        """Scheduled and queued jobs."""
+        return self.counts[JobState.SCHEDULED] + self.counts[JobState.QUEUED]
