@@ -1,4 +1,4 @@
-"""The state machine: every rule of the queue, and every transition of every job, in this file.
+"""The state machine: every rule of the queue, in this file.
 
 Theory of operation. `apply(command, now)` carries out one command and returns its reply, or raises a `QueueError`, the
 refusal. It is plain synchronous code without I/O: the same commands at the same moments give the same replies, on
@@ -7,21 +7,22 @@ changes, answering) is spelled out by the engine that owns it.
 
 Rules for editors:
 
-1. Whatever changes a job lives here, and goes through `_move`, which checks the transition against `TRANSITIONS`,
-   keeps the counts, and notes the change. The picture of the table heads queue_actor/README.md.
+1. Whatever is decided about a job is decided here; whatever changes it goes through `Ledger.move`, which checks the
+   transition against `TRANSITIONS` and notes the change. The picture of the table heads queue_actor/README.md.
 2. Validate everything, then mutate: a refused command leaves the state exactly as it was.
 3. No clock, no randomness, no I/O. Time is the argument `now`; the token secret, from which chance is drawn too, is
    an argument.
 4. Leases run on `now.monotonic`; whatever is planned or shown runs on `now.wall`.
 5. Nothing scans: work is proportional to what a command changes, and whatever may be much is cut into slices.
+
+It is longer than the other files because the rules of a queue lie between its verbs: a token holds one lease, a job
+waits in one place, a key belongs to one job. They can be checked by reading only while they stand together.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import inf
-from typing import Any, Final, TypeVar
-
-from msgspec.structs import replace
+from typing import Any, TypeVar
 
 from queue_actor import queries
 from queue_actor.commands import (
@@ -45,13 +46,11 @@ from queue_actor.commands import (
     Fail,
     FailClaim,
     Forget,
-    JobsFound,
     Lease,
     ListQueues,
     NewJob,
     Pause,
     Position,
-    QueuesFound,
     QueueView,
     R,
     ReadJob,
@@ -89,77 +88,36 @@ from queue_actor.idempotency import Answers
 from queue_actor.jobs import (
     DEFAULT_QUEUE,
     FINISHED,
-    HISTORY_ATTEMPTS_MAX,
     WAITING,
-    Attempt,
     Change,
     DeathReason,
     Job,
-    JobError,
     JobState,
     Now,
     OnExisting,
     Outcome,
     UniqueUntil,
 )
-from queue_actor.queues import METERED, Queue
+from queue_actor.ledger import (
+    CANCELLED,
+    CONCLUDED,
+    DEAD,
+    IN_PROGRESS,
+    QUEUED,
+    SCHEDULED,
+    Key,
+    Ledger,
+    size,
+)
+from queue_actor.queues import Queue
 from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
 from queue_actor.tokens import Tokens
-
-SCHEDULED: Final = JobState.SCHEDULED
-QUEUED: Final = JobState.QUEUED
-IN_PROGRESS: Final = JobState.IN_PROGRESS
-CONCLUDED: Final = JobState.CONCLUDED
-DEAD: Final = JobState.DEAD
-CANCELLED: Final = JobState.CANCELLED
-
-TRANSITIONS: Final = frozenset(
-    {
-        (SCHEDULED, "due", QUEUED),
-        (SCHEDULED, "run", QUEUED),
-        (SCHEDULED, "replace", SCHEDULED),
-        (SCHEDULED, "replace", QUEUED),
-        (SCHEDULED, "expire", DEAD),
-        (SCHEDULED, "cancel", CANCELLED),
-        (QUEUED, "dequeue", IN_PROGRESS),
-        (QUEUED, "replace", QUEUED),
-        (QUEUED, "replace", SCHEDULED),
-        (QUEUED, "expire", DEAD),
-        (QUEUED, "cancel", CANCELLED),
-        (IN_PROGRESS, "extend", IN_PROGRESS),
-        (IN_PROGRESS, "cancel", IN_PROGRESS),  # a wish
-        (IN_PROGRESS, "conclude", CONCLUDED),
-        (IN_PROGRESS, "fail", SCHEDULED),
-        (IN_PROGRESS, "fail", QUEUED),
-        (IN_PROGRESS, "fail", DEAD),
-        (IN_PROGRESS, "fail", CANCELLED),  # the wish is granted
-        (IN_PROGRESS, "release", QUEUED),
-        (IN_PROGRESS, "release", SCHEDULED),
-        (IN_PROGRESS, "release", DEAD),  # it expired meanwhile
-        (IN_PROGRESS, "release", CANCELLED),
-        (IN_PROGRESS, "stale", QUEUED),
-        (IN_PROGRESS, "stale", SCHEDULED),
-        (IN_PROGRESS, "stale", DEAD),
-        (IN_PROGRESS, "stale", CANCELLED),
-        (DEAD, "redrive", QUEUED),
-        (DEAD, "redrive", SCHEDULED),  # redriven at a rate
-        (CANCELLED, "redrive", QUEUED),
-        (CANCELLED, "redrive", SCHEDULED),
-    }
-)
-"""From which state which verb leads where. Jobs begin as SCHEDULED or QUEUED, by `enqueue`."""
 
 BULK_JOBS_MAX = 1_000
 """Jobs that one slice of a bulk command changes."""
 
 A = TypeVar("A")
-Key = tuple[str, int]
-"""A job: its queue's name, and its id."""
-
-
-class InvariantError(Exception):
-    """The state contradicts itself: a bug. The process must end rather than serve from it."""
 
 
 class StateMachine:
@@ -168,24 +126,11 @@ class StateMachine:
     def __init__(self, settings: Settings, *, secret: bytes) -> None:
         self._settings = settings
         self._tokens = Tokens(secret)
-        self._queues: dict[str, Queue] = {}
-        self._counts = dict.fromkeys(JobState, 0)  # over all queues
-        self._kept_bytes = 0  # of payloads, results, progress and errors
-        self._revision = 0
+        self._ledger = Ledger(settings)
+        self._queues = self._ledger.queues
         self._services = 0  # dequeues that found something, for the fair order
-        self._id_floor = 1  # what deleted queues leave behind: their successors begin here
-        self._fence_floor = 0
-        self._leases: Deadlines[Key] = Deadlines()  # monotonic
-        self._run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
-        self._planned: Deadlines[Key] = Deadlines()  # wall
-        self._expiries: Deadlines[Key] = Deadlines()  # wall; of waiting jobs with a ttl
-        self._kept: Deadlines[Key] = Deadlines()  # monotonic; until when concluded and cancelled jobs are kept
-        self._dead: Deadlines[Key] = Deadlines()  # monotonic; the same of dead ones
         self._enqueue_answers: Answers[Enqueued] = self._new_answers()
         self._dequeue_answers: Answers[tuple[tuple[str, int, int], ...]] = self._new_answers()
-        self._changes: list[Change] = []
-        self._readied: dict[str, None] = {}
-        self._stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
         self._verbs: dict[type[Command[Any]], Callable[[Any, Now], Any]] = {
             Enqueue: self._enqueue,
             Dequeue: self._dequeue,
@@ -202,11 +147,11 @@ class StateMachine:
             SetPolicy: self._set_policy,
             Pause: self._pause,
             DeleteQueue: self._delete_queue,
-            ReadJob: self._read_job,
+            ReadJob: lambda read, _: queries.find_job(self._queues, read.queue, read.id)[1],
             ReadPosition: self._read_position,
-            ReadQueue: self._read_queue,
-            ListQueues: self._list_queues,
-            Search: self._search,
+            ReadQueue: lambda read, now: queries.view(self._queues.get(read.queue), read.queue, now),
+            ListQueues: lambda read, now: queries.list_queues(self._queues, read, now),
+            Search: lambda read, _: queries.search(self._queues.get(read.queue), read),
             Sweep: self._sweep,
         }
 
@@ -225,125 +170,23 @@ class StateMachine:
         return reply
 
     def take_changes(self) -> Sequence[Change]:
-        """The changes since the last call, oldest first; the caller stores them before he answers anyone.
-
-        Raises:
-            InvariantError: The counts do not agree with the structures they count.
-        """
-        if self._counts[IN_PROGRESS] != len(self._leases) or self._counts[SCHEDULED] != len(self._planned):
-            raise InvariantError("leases or planned jobs are not what the counts say")
-        changes, self._changes = self._changes, []
-        for change in changes:
-            job = change.after or change.before
-            queue = None if job is None else self._queues.get(job.queue)
-            if queue is not None and queue.counts[QUEUED] != len(queue.ready):
-                raise InvariantError(f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}")
-        return changes
+        """The changes since the last call, oldest first; the caller stores them before he answers anyone."""
+        return self._ledger.take_changes()
 
     @property
     def changes_waiting(self) -> int:
         """How many changes `take_changes` would give."""
-        return len(self._changes)
+        return self._ledger.changes_waiting
 
     def take_readied(self) -> Iterable[str]:
         """The queues in which a job may have become available since the last call, in that order."""
-        readied, self._readied = self._readied, {}
-        return readied
+        return self._ledger.take_readied()
 
     def next_due_seconds(self, now: Now) -> float | None:
-        """How long until a lease ends, or a planned job is due, or a ttl ends; None if there is nothing of these."""
-        seconds = [
-            deadline - clock
-            for deadline, clock in (
-                (self._leases.next(), now.monotonic),
-                (self._planned.next(), now.wall),
-                (self._expiries.next(), now.wall),
-            )
-            if deadline is not None
-        ]
-        return max(0.0, min(seconds)) if seconds else None
-
-    # --- the one door
-
-    def _move(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
-        """Put the next version of a job in its place: every transition of every job is made here."""
-        if (job.state, verb, to) not in TRANSITIONS:
-            raise InvariantError(f"{verb} leads from {job.state} to {to}, which no transition allows")
-        self._revision += 1
-        moved = replace(job, state=to, revision=self._revision, **facts)
-        queue.jobs[job.id] = moved
-        if to is not job.state:
-            queue.counts[job.state] -= 1
-            queue.counts[to] += 1
-            self._counts[job.state] -= 1
-            self._counts[to] += 1
-        if verb in METERED:
-            queue.meters[verb].add(now.monotonic)
-        self._changes.append(Change(self._revision, job, moved))
-        return moved
-
-    def _plan(self, job: Job, at: float) -> None:
-        """Note that a job which is about to be scheduled is due at this moment."""
-        self._planned.set((job.queue, job.id), at)
-
-    def _make_ready(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
-        """Queue a job at the back."""
-        moved = self._move(queue, job, verb, QUEUED, now, place=queue.next_place, **facts)
-        self._append(queue, moved)
-        return moved
-
-    def _append(self, queue: Queue, job: Job) -> None:
-        """Put a job that has just been given the next place into the array."""
-        queue.next_place = job.place + 1
-        queue.ready.append(job.priority, job.place, job.id)
-        self._offer(queue)
-
-    def _offer(self, queue: Queue) -> None:
-        """Let those who wait for the queue look again."""
-        self._readied[queue.name] = None
-        self._stocked.add(queue.name)
-
-    def _withdraw(self, queue: Queue, job: Job) -> None:
-        """Take a waiting job out of the structures it waits in."""
-        if job.state is QUEUED:
-            queue.ready.remove(job.priority, job.place)
-        else:
-            self._planned.clear((queue.name, job.id))
-        if job.expires_at is not None:
-            self._expiries.clear((queue.name, job.id))
-
-    def _finish(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
-        """End a job: it gives its unique key back, and is kept for its retention."""
-        self._free_unique_key(queue, job)
-        policy, settings = queue.policy, self._settings
-        if to is DEAD:
-            seconds = policy.dead_retention_seconds
-            self._dead.set(
-                (queue.name, job.id), now.monotonic + (settings.dead_retention_seconds if seconds is None else seconds)
-            )
-            queue.meters["dead"].add(now.monotonic)
-        else:
-            seconds = policy.retention_seconds
-            self._kept.set(
-                (queue.name, job.id), now.monotonic + (settings.retention_seconds if seconds is None else seconds)
-            )
-        return self._move(queue, job, verb, to, now, finished_at=now.wall, **facts)
-
-    def _free_unique_key(self, queue: Queue, job: Job) -> None:
-        key = job.options.unique_key
-        if key is not None and queue.unique.get(key) == job.id:
-            del queue.unique[key]
+        """How long until a sweep has something to do that cannot wait; None if there is nothing."""
+        return self._ledger.next_due_seconds(now)
 
     # --- queues
-
-    def _open_queue(self, name: str, now: Now) -> Queue:
-        """The queue of this name, made if it does not exist; whether it may be was checked before."""
-        queue = self._queues.get(name)
-        if queue is None:
-            # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
-            fence = max(int(now.wall * 1_000_000), self._fence_floor)
-            queue = self._queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
-        return queue
 
     def _check_new_queue(self, name: str) -> None:
         if name not in self._queues and len(self._queues) >= self._settings.queues_max:
@@ -358,16 +201,16 @@ class StateMachine:
 
     def _set_policy(self, command: SetPolicy, now: Now) -> QueueView:
         self._check_new_queue(command.queue)
-        queue = self._open_queue(command.queue, now)
+        queue = self._ledger.open_queue(command.queue, now)
         queue.policy = command.policy
         queue.declared = True
-        self._offer(queue)  # it may have become more generous
+        self._ledger.offer(queue)  # it may have become more generous
         return queries.view(queue, queue.name, now)
 
     def _pause(self, command: Pause, now: Now) -> QueueView:
         queue = self._existing(command.queue)
         queue.paused = command.paused
-        self._offer(queue)
+        self._ledger.offer(queue)
         return queries.view(queue, queue.name, now)
 
     def _delete_queue(self, command: DeleteQueue, now: Now) -> QueueView:
@@ -375,10 +218,7 @@ class StateMachine:
         if queue.jobs:
             raise QueueNotEmpty(f"queue {queue.name} holds {len(queue.jobs)} jobs: purge it first", field="queue")
         view = queries.view(queue, queue.name, now)
-        del self._queues[queue.name]
-        self._stocked.discard(queue.name)
-        self._id_floor = max(self._id_floor, queue.next_id)
-        self._fence_floor = max(self._fence_floor, queue.next_fence)
+        self._ledger.delete_queue(queue)
         return view
 
     # --- enqueue
@@ -389,7 +229,7 @@ class StateMachine:
             if answer is not None:
                 return answer
         self._check_room(command)
-        queue = self._open_queue(command.queue, now)
+        queue = self._ledger.open_queue(command.queue, now)
         reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
         queue.meters["enqueue"].add(now.monotonic, len(command.jobs))
         if command.key is not None:
@@ -405,13 +245,13 @@ class StateMachine:
             self._check_new_queue(command.queue)
         # A job whose unique key is taken adds nothing.
         new = [job for job in command.jobs if queue is None or job.options.unique_key not in queue.unique]
-        if self._counts[QUEUED] + self._counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
+        if self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
             raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
         most = None if queue is None else queue.policy.queued_jobs_max
         if queue is not None and most is not None and queue.waiting + len(new) > most:
             raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
         added = sum(len(job.payload) for job in new if job.payload is not None)
-        if self._kept_bytes + added > settings.memory_bytes_max:
+        if self._ledger.kept_bytes + added > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
 
     def _enqueue_one(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
@@ -421,40 +261,10 @@ class StateMachine:
             if holder is not None:
                 return self._meet(queue, queue.jobs[holder], new, now)
             queue.unique[key] = queue.next_id
-        return self._create(queue, new, now)
-
-    def _create(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
-        id_ = queue.next_id
-        queue.next_id = id_ + 1
-        self._revision += 1
-        not_before = _not_before(new, now)
-        state = QUEUED if not_before is None else SCHEDULED
-        job = Job(
-            queue=queue.name,
-            id=id_,
-            type=new.type,
-            payload=new.payload,
-            state=state,
-            created_at=now.wall,
-            revision=self._revision,
-            priority=new.priority,
-            place=queue.next_place if not_before is None else 0,
-            not_before=not_before,
-            expires_at=_expires_at(queue, new, now),
-            options=new.options,
+        job = self._ledger.create(
+            queue, new, now, not_before=_not_before(new, now), expires_at=_expires_at(queue, new, now)
         )
-        queue.jobs[id_] = job
-        queue.counts[state] += 1
-        self._counts[state] += 1
-        self._kept_bytes += _size(job.payload)
-        self._changes.append(Change(self._revision, None, job))
-        if not_before is None:
-            self._append(queue, job)
-        else:
-            self._plan(job, not_before)
-        if job.expires_at is not None:
-            self._expiries.set((queue.name, id_), job.expires_at)
-        return EnqueuedJob(id_, state)
+        return EnqueuedJob(job.id, job.state)
 
     def _meet(self, queue: Queue, job: Job, new: NewJob, now: Now) -> EnqueuedJob:
         """Enqueue what has the unique key of a job that is there."""
@@ -466,8 +276,8 @@ class StateMachine:
 
     def _replace(self, queue: Queue, job: Job, new: NewJob, now: Now) -> Job:
         """Put new content into a waiting job. One that stays queued keeps its place."""
-        self._withdraw(queue, job)
-        self._kept_bytes += _size(new.payload) - _size(job.payload)
+        self._ledger.withdraw(queue, job)
+        self._ledger.kept_bytes += size(new.payload) - size(job.payload)
         not_before, expires_at = _not_before(new, now), _expires_at(queue, new, now)
         facts = {
             "type": new.type,
@@ -478,15 +288,15 @@ class StateMachine:
             "expires_at": expires_at,
         }
         if expires_at is not None:
-            self._expiries.set((queue.name, job.id), expires_at)
+            self._ledger.expiries.set((queue.name, job.id), expires_at)
         if not_before is not None:
-            self._plan(job, not_before)
-            return self._move(queue, job, "replace", SCHEDULED, now, **facts)
+            self._ledger.plan(job, not_before)
+            return self._ledger.move(queue, job, "replace", SCHEDULED, now, **facts)
         if job.state is SCHEDULED:
-            return self._make_ready(queue, job, "replace", now, **facts)
+            return self._ledger.make_ready(queue, job, "replace", now, **facts)
         queue.ready.put_back(new.priority, job.place, job.id)
-        self._offer(queue)
-        return self._move(queue, job, "replace", QUEUED, now, **facts)
+        self._ledger.offer(queue)
+        return self._ledger.move(queue, job, "replace", QUEUED, now, **facts)
 
     # --- dequeue
 
@@ -512,8 +322,8 @@ class StateMachine:
             return [self._queues[name] for name in names if name in self._queues]
         if not names.endswith("*"):
             return ()
-        self._stocked = {name for name in self._stocked if len(self._queues[name].ready)}
-        return [self._queues[name] for name in sorted(self._stocked) if name.startswith(names[:-1])]
+        self._ledger.stocked = {name for name in self._ledger.stocked if len(self._queues[name].ready)}
+        return [self._queues[name] for name in sorted(self._ledger.stocked) if name.startswith(names[:-1])]
 
     def _lease_from_several(self, queues: Sequence[Queue], command: Dequeue, basket: "_Basket", now: Now) -> None:
         if command.order is DequeueOrder.LISTED:
@@ -544,13 +354,13 @@ class StateMachine:
                 break
             job = queue.jobs[id_]
             if job.expires_at is not None and job.expires_at <= now.wall:
-                self._expire(queue, job, now)
+                self._ledger.expire(queue, job, now)
                 looks -= 1
                 if looks == 0:
-                    self._offer(queue)
+                    self._ledger.offer(queue)
                     break
                 continue
-            if not basket.takes(_size(job.payload)):
+            if not basket.takes(size(job.payload)):
                 break
             ready.popleft(oldest=oldest)
             basket.leases.append(self._lease(queue, job, command, now))
@@ -564,17 +374,17 @@ class StateMachine:
         )
         if policy.run_seconds_max is not None:
             seconds = min(seconds, policy.run_seconds_max)
-            self._run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
+            self._ledger.run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
         if job.expires_at is not None:
-            self._expiries.clear((queue.name, job.id))
+            self._ledger.expiries.clear((queue.name, job.id))
         if job.options.unique_until is UniqueUntil.STARTED:
-            self._free_unique_key(queue, job)
+            self._ledger.free_unique_key(queue, job)
         self._services += 1
         queue.served = self._services
         queue.dequeues += 1
         fence = queue.next_fence
         queue.next_fence = fence + 1
-        leased = self._move(
+        leased = self._ledger.move(
             queue,
             job,
             "dequeue",
@@ -587,7 +397,7 @@ class StateMachine:
             lease_expires_at=now.wall + seconds,
             started_at=now.wall,
         )
-        self._leases.set((queue.name, job.id), now.monotonic + seconds)
+        self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
         return Lease(leased, self._tokens.issue(queue.name, job.id, fence))
 
     def _lease_again(self, name: str, id_: int, fence: int) -> Lease | None:
@@ -608,51 +418,57 @@ class StateMachine:
         if again:
             return job
         result = claim.result if isinstance(claim, ConcludeClaim) else None
-        self._kept_bytes += _size(result)
-        return self._finish(
-            queue, job, "conclude", CONCLUDED, now, result=result, **self._ended(queue, job, Outcome.CONCLUDED, now)
+        self._ledger.kept_bytes += size(result)
+        return self._ledger.finish(
+            queue,
+            job,
+            "conclude",
+            CONCLUDED,
+            now,
+            result=result,
+            **self._ledger.end_attempt(queue, job, Outcome.CONCLUDED, now),
         )
 
     def _fail_one(self, claim: FailClaim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.FAILED)
         if again:
             return job
-        facts = self._ended(queue, job, Outcome.FAILED, now, claim.error)
+        facts = self._ledger.end_attempt(queue, job, Outcome.FAILED, now, claim.error)
         facts["fails"] = job.fails + 1
         if job.cancel_requested:
-            return self._finish(queue, job, "fail", CANCELLED, now, **facts)
+            return self._ledger.finish(queue, job, "fail", CANCELLED, now, **facts)
         if not claim.retry:
-            return self._finish(queue, job, "fail", DEAD, now, reason=DeathReason.KILLED, **facts)
+            return self._ledger.finish(queue, job, "fail", DEAD, now, reason=DeathReason.KILLED, **facts)
         if self._is_spent(queue, job, job.fails + 1 + job.stales):
-            return self._finish(queue, job, "fail", DEAD, now, reason=DeathReason.FAILED, **facts)
+            return self._ledger.finish(queue, job, "fail", DEAD, now, reason=DeathReason.FAILED, **facts)
         delay = claim.retry_after_seconds
         if delay is None:
             delay = self._retry_seconds(queue, job, job.fails + 1)
-        return self._return_later(queue, job, "fail", delay, now, **facts)
+        return self._ledger.return_later(queue, job, "fail", delay, now, **facts)
 
     def _extend_one(self, claim: ExtendClaim, now: Now) -> Job:
         queue, job, _ = self._held(claim, None)
         seconds = claim.lease_seconds or job.lease_seconds
-        if now.monotonic + seconds > self._run_ends.get((queue.name, job.id), now.monotonic + seconds):
+        if now.monotonic + seconds > self._ledger.run_ends.get((queue.name, job.id), now.monotonic + seconds):
             raise RunTooLong(
                 f"an attempt may last {queue.policy.run_seconds_max} s in {queue.name}", field="lease_seconds"
             )
-        self._leases.set((queue.name, job.id), now.monotonic + seconds)
+        self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
         facts: dict[str, Any] = {"lease_seconds": seconds, "lease_expires_at": now.wall + seconds}
         if claim.progress is not None:
             facts["progress"] = claim.progress
-            self._kept_bytes += _size(claim.progress) - _size(job.progress)
-        return self._move(queue, job, "extend", IN_PROGRESS, now, **facts)
+            self._ledger.kept_bytes += size(claim.progress) - size(job.progress)
+        return self._ledger.move(queue, job, "extend", IN_PROGRESS, now, **facts)
 
     def _release_one(self, claim: ReleaseClaim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.RELEASED)
         return job if again else self._release_held(queue, job, claim.delay_seconds, now)
 
     def _release_held(self, queue: Queue, job: Job, delay_seconds: float, now: Now) -> Job:
-        facts = self._ended(queue, job, Outcome.RELEASED, now)
+        facts = self._ledger.end_attempt(queue, job, Outcome.RELEASED, now)
         if delay_seconds > 0 and not job.cancel_requested:
-            return self._return_later(queue, job, "release", delay_seconds, now, **facts)
-        return self._give_back(queue, job, "release", now, **facts)
+            return self._ledger.return_later(queue, job, "release", delay_seconds, now, **facts)
+        return self._ledger.give_back(queue, job, "release", now, **facts)
 
     def _held(self, claim: Claim, outcome: Outcome | None) -> tuple[Queue, Job, bool]:
         """The job that the claim holds, or (True) has already ended with this outcome.
@@ -675,20 +491,6 @@ class StateMachine:
             raise OtherConsumer(f"job {job.id} was dequeued by another consumer", field="consumer")
         return queue, job, again
 
-    def _ended(
-        self, queue: Queue, job: Job, outcome: Outcome, now: Now, error: JobError | None = None
-    ) -> dict[str, Any]:
-        """End the lease; the facts for the version of the job that comes after it."""
-        assert job.started_at is not None  # noqa: S101 - for the type checker: it has been leased
-        self._leases.clear((queue.name, job.id))
-        self._run_ends.pop((queue.name, job.id), None)
-        if queue.policy.in_progress_max is not None:
-            self._offer(queue)
-        attempt = Attempt(job.fence, job.consumer, job.started_at, now.wall, outcome, error)
-        dropped = job.history[: max(0, len(job.history) + 1 - HISTORY_ATTEMPTS_MAX)]
-        self._kept_bytes += _error_size(error) - sum(_error_size(old.error) for old in dropped)
-        return {"history": (*job.history[len(dropped) :], attempt), "lease_expires_at": None}
-
     def _is_spent(self, queue: Queue, job: Job, tries: int) -> bool:
         most = job.options.max_attempts or queue.policy.max_attempts
         return most is not None and tries >= most
@@ -696,29 +498,6 @@ class StateMachine:
     def _retry_seconds(self, queue: Queue, job: Job, tries: int) -> float:
         retry = job.options.retry or queue.policy.retry
         return retry_seconds(retry, tries, self._tokens.draw(queue.name, job.id, job.fence))
-
-    def _return_later(self, queue: Queue, job: Job, verb: str, delay_seconds: float, now: Now, **facts: Any) -> Job:
-        """Schedule a job whose attempt has ended, or queue it at the back if there is nothing to wait for."""
-        if _is_expired(job, now):
-            return self._finish(queue, job, verb, DEAD, now, reason=DeathReason.EXPIRED, **facts)
-        if job.expires_at is not None:
-            self._expiries.set((queue.name, job.id), job.expires_at)
-        if delay_seconds <= 0:
-            return self._make_ready(queue, job, verb, now, **facts)
-        self._plan(job, now.wall + delay_seconds)
-        return self._move(queue, job, verb, SCHEDULED, now, not_before=now.wall + delay_seconds, **facts)
-
-    def _give_back(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
-        """Return a job to the place it had, or grant the wish that it be cancelled."""
-        if job.cancel_requested:
-            return self._finish(queue, job, verb, CANCELLED, now, **facts)
-        if _is_expired(job, now):
-            return self._finish(queue, job, verb, DEAD, now, reason=DeathReason.EXPIRED, **facts)
-        if job.expires_at is not None:
-            self._expiries.set((queue.name, job.id), job.expires_at)
-        queue.ready.put_back(job.priority, job.place, job.id)
-        self._offer(queue)
-        return self._move(queue, job, verb, QUEUED, now, **facts)
 
     # --- the operator's verbs
 
@@ -743,9 +522,9 @@ class StateMachine:
             case JobState.IN_PROGRESS if job.cancel_requested:
                 return job
             case JobState.IN_PROGRESS:
-                return self._move(queue, job, "cancel", IN_PROGRESS, now, cancel_requested=True)
-        self._withdraw(queue, job)
-        return self._finish(queue, job, "cancel", CANCELLED, now, cancel_requested=True)
+                return self._ledger.move(queue, job, "cancel", IN_PROGRESS, now, cancel_requested=True)
+        self._ledger.withdraw(queue, job)
+        return self._ledger.finish(queue, job, "cancel", CANCELLED, now, cancel_requested=True)
 
     def _redrive_one(self, queue: Queue, job: Job, now: Now, *, not_before: float | None = None) -> Job:
         if job.state not in FINISHED:
@@ -755,7 +534,7 @@ class StateMachine:
         key = job.options.unique_key
         if key is not None and queue.unique.setdefault(key, job.id) != job.id:
             raise UniqueKeyTaken(f"job {queue.unique[key]} has the unique key of job {job.id}")
-        (self._dead if job.state is DEAD else self._kept).clear((queue.name, job.id))
+        (self._ledger.dead if job.state is DEAD else self._ledger.kept).clear((queue.name, job.id))
         facts = {
             "fails": 0,
             "stales": 0,
@@ -766,17 +545,17 @@ class StateMachine:
             "not_before": not_before,
         }
         if not_before is None:
-            return self._make_ready(queue, job, "redrive", now, **facts)
-        self._plan(job, not_before)
-        return self._move(queue, job, "redrive", SCHEDULED, now, **facts)
+            return self._ledger.make_ready(queue, job, "redrive", now, **facts)
+        self._ledger.plan(job, not_before)
+        return self._ledger.move(queue, job, "redrive", SCHEDULED, now, **facts)
 
     def _run_one(self, queue: Queue, job: Job, now: Now) -> Job:
         if job.state is QUEUED:
             return job
         if job.state is not SCHEDULED:
             raise NotWaiting(f"job {job.id} is {job.state}")
-        self._planned.clear((queue.name, job.id))
-        return self._make_ready(queue, job, "run", now, not_before=None)
+        self._ledger.planned.clear((queue.name, job.id))
+        return self._ledger.make_ready(queue, job, "run", now, not_before=None)
 
     def _take_back_one(self, queue: Queue, job: Job, now: Now) -> Job:
         if job.state is not IN_PROGRESS:
@@ -786,29 +565,13 @@ class StateMachine:
     def _forget_one(self, queue: Queue, job: Job, now: Now) -> Job:
         if job.state not in FINISHED:
             raise NotFinished(f"job {job.id} is {job.state}")
-        return self._forget(queue, job, now)
-
-    def _forget(self, queue: Queue, job: Job, _now: Now) -> Job:
-        """Keep a job no longer, whatever its state but in progress."""
-        if job.state in WAITING:
-            self._withdraw(queue, job)
-            self._free_unique_key(queue, job)
-        else:
-            (self._dead if job.state is DEAD else self._kept).clear((queue.name, job.id))
-        queue.forget(job.id)
-        queue.counts[job.state] -= 1
-        self._counts[job.state] -= 1
-        self._kept_bytes -= _size(job.payload) + _size(job.result) + _size(job.progress)
-        self._kept_bytes -= sum(_error_size(attempt.error) for attempt in job.history)
-        self._revision += 1
-        self._changes.append(Change(self._revision, job, None))
-        return job
+        return self._ledger.forget(queue, job, now)
 
     def _bulk(self, command: Bulk, now: Now) -> BulkDone:
         queue = self._existing(command.queue)
         verbs: dict[BulkVerb, tuple[frozenset[JobState], Callable[..., Job]]] = {
             BulkVerb.REDRIVE: (frozenset({DEAD, CANCELLED}), self._redrive_one),
-            BulkVerb.PURGE: (FINISHED | WAITING, self._forget),
+            BulkVerb.PURGE: (FINISHED | WAITING, self._ledger.forget),
             BulkVerb.RELEASE: (frozenset({IN_PROGRESS}), self._take_back_one),
         }
         able, verb = verbs[command.verb]
@@ -834,37 +597,25 @@ class StateMachine:
 
     # --- reads
 
-    def _read_job(self, command: ReadJob, _now: Now) -> Job:
-        return queries.find_job(self._queues, command.queue, command.id)[1]
-
     def _read_position(self, command: ReadPosition, _now: Now) -> Position:
         queue, job = queries.find_job(self._queues, command.queue, command.id)
         return Position(queue.ready.ahead(job.priority, job.place) if job.state is QUEUED else None)
-
-    def _read_queue(self, command: ReadQueue, now: Now) -> QueueView:
-        return queries.view(self._queues.get(command.queue), command.queue, now)
-
-    def _list_queues(self, command: ListQueues, now: Now) -> QueuesFound:
-        return queries.list_queues(self._queues, command, now)
-
-    def _search(self, command: Search, _now: Now) -> JobsFound:
-        return queries.search(self._queues.get(command.queue), command)
 
     # --- time
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
         limit = self._settings.sweep_slice
-        stale = _slice(self._leases, now.monotonic, limit, partial(self._return_stale, now))
-        due = _slice(self._planned, now.wall, limit, partial(self._ready_due, now))
-        expired = _slice(self._expiries, now.wall, limit, partial(self._expire_waiting, now))
+        stale = _slice(self._ledger.leases, now.monotonic, limit, partial(self._return_stale, now))
+        due = _slice(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
+        expired = _slice(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
         forget = partial(self._forget_kept, now)
-        forgotten = _slice(self._kept, now.monotonic, limit, forget)
-        forgotten += _slice(self._dead, now.monotonic, limit, forget)
+        forgotten = _slice(self._ledger.kept, now.monotonic, limit, forget)
+        forgotten += _slice(self._ledger.dead, now.monotonic, limit, forget)
         # Beyond their number those go first whose time would have come first.
-        over = len(self._kept) - self._settings.retention_jobs
-        forgotten += _slice(self._kept, inf, min(over, limit), forget)
-        over = len(self._dead) - self._settings.dead_retention_jobs
-        dead_lost = _slice(self._dead, inf, min(over, limit), forget)
+        over = len(self._ledger.kept) - self._settings.retention_jobs
+        forgotten += _slice(self._ledger.kept, inf, min(over, limit), forget)
+        over = len(self._ledger.dead) - self._settings.dead_retention_jobs
+        dead_lost = _slice(self._ledger.dead, inf, min(over, limit), forget)
         return Swept(
             stale=stale,
             due=due,
@@ -879,34 +630,30 @@ class StateMachine:
         queue = self._queues[name]
         job = queue.jobs[id_]
         stales = job.stales + 1
-        facts = {"stales": stales, **self._ended(queue, job, Outcome.STALE, now)}
+        facts = {"stales": stales, **self._ledger.end_attempt(queue, job, Outcome.STALE, now)}
         most = queue.policy.max_stale
         spent = (most is not None and stales >= most) or self._is_spent(queue, job, job.fails + stales)
         if spent and not job.cancel_requested:
-            self._finish(queue, job, "stale", DEAD, now, reason=DeathReason.STALE, **facts)
+            self._ledger.finish(queue, job, "stale", DEAD, now, reason=DeathReason.STALE, **facts)
         elif stales > 1 and not job.cancel_requested:
             # It may be what kills its workers, so it no longer goes first.
-            self._return_later(queue, job, "stale", self._retry_seconds(queue, job, stales - 1), now, **facts)
+            self._ledger.return_later(queue, job, "stale", self._retry_seconds(queue, job, stales - 1), now, **facts)
         else:
-            self._give_back(queue, job, "stale", now, **facts)
+            self._ledger.give_back(queue, job, "stale", now, **facts)
 
     def _ready_due(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
-        self._planned.clear((name, id_))
-        self._make_ready(queue, queue.jobs[id_], "due", now)
+        self._ledger.planned.clear((name, id_))
+        self._ledger.make_ready(queue, queue.jobs[id_], "due", now)
 
     def _expire_waiting(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
-        self._expire(queue, queue.jobs[id_], now)
+        self._ledger.expire(queue, queue.jobs[id_], now)
         queue.ready.tidy()
-
-    def _expire(self, queue: Queue, job: Job, now: Now) -> None:
-        self._withdraw(queue, job)
-        self._finish(queue, job, "expire", DEAD, now, reason=DeathReason.EXPIRED)
 
     def _forget_kept(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
-        self._forget(queue, queue.jobs[id_], now)
+        self._ledger.forget(queue, queue.jobs[id_], now)
 
 
 class _Basket:
@@ -950,15 +697,3 @@ def _not_before(new: NewJob, now: Now) -> float | None:
 def _expires_at(queue: Queue, new: NewJob, now: Now) -> float | None:
     seconds = queue.policy.ttl_seconds if new.ttl_seconds is None else new.ttl_seconds
     return None if seconds is None else now.wall + seconds
-
-
-def _is_expired(job: Job, now: Now) -> bool:
-    return job.expires_at is not None and job.expires_at <= now.wall
-
-
-def _size(text: bytes | None) -> int:
-    return 0 if text is None else len(text)
-
-
-def _error_size(error: JobError | None) -> int:
-    return 0 if error is None else len(error.type) + len(error.message)

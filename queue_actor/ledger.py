@@ -1,0 +1,332 @@
+"""The ledger: where every job stands. Every transition of every job is made by `Ledger.move`, and noted as a change.
+
+The state machine decides what happens to a job; the ledger makes it so, and keeps together what must change together:
+the job's version, the counts, the structures a job waits in, the deadlines, the bytes. Its methods are small moves
+that leave it consistent; they decide nothing, and refuse nothing but what would be a bug.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from queue_actor.commands import NewJob
+from queue_actor.deadlines import Deadlines
+from queue_actor.jobs import (
+    HISTORY_ATTEMPTS_MAX,
+    WAITING,
+    Attempt,
+    Change,
+    DeathReason,
+    Job,
+    JobError,
+    JobState,
+    Now,
+    Outcome,
+)
+from queue_actor.queues import METERED, Queue
+from queue_actor.settings import Settings
+
+SCHEDULED: Final = JobState.SCHEDULED
+QUEUED: Final = JobState.QUEUED
+IN_PROGRESS: Final = JobState.IN_PROGRESS
+CONCLUDED: Final = JobState.CONCLUDED
+DEAD: Final = JobState.DEAD
+CANCELLED: Final = JobState.CANCELLED
+
+TRANSITIONS: Final = frozenset(
+    {
+        (SCHEDULED, "due", QUEUED),
+        (SCHEDULED, "run", QUEUED),
+        (SCHEDULED, "replace", SCHEDULED),
+        (SCHEDULED, "replace", QUEUED),
+        (SCHEDULED, "expire", DEAD),
+        (SCHEDULED, "cancel", CANCELLED),
+        (QUEUED, "dequeue", IN_PROGRESS),
+        (QUEUED, "replace", QUEUED),
+        (QUEUED, "replace", SCHEDULED),
+        (QUEUED, "expire", DEAD),
+        (QUEUED, "cancel", CANCELLED),
+        (IN_PROGRESS, "extend", IN_PROGRESS),
+        (IN_PROGRESS, "cancel", IN_PROGRESS),  # a wish
+        (IN_PROGRESS, "conclude", CONCLUDED),
+        (IN_PROGRESS, "fail", SCHEDULED),
+        (IN_PROGRESS, "fail", QUEUED),
+        (IN_PROGRESS, "fail", DEAD),
+        (IN_PROGRESS, "fail", CANCELLED),  # the wish is granted
+        (IN_PROGRESS, "release", QUEUED),
+        (IN_PROGRESS, "release", SCHEDULED),
+        (IN_PROGRESS, "release", DEAD),  # it expired meanwhile
+        (IN_PROGRESS, "release", CANCELLED),
+        (IN_PROGRESS, "stale", QUEUED),
+        (IN_PROGRESS, "stale", SCHEDULED),
+        (IN_PROGRESS, "stale", DEAD),
+        (IN_PROGRESS, "stale", CANCELLED),
+        (DEAD, "redrive", QUEUED),
+        (DEAD, "redrive", SCHEDULED),  # redriven at a rate
+        (CANCELLED, "redrive", QUEUED),
+        (CANCELLED, "redrive", SCHEDULED),
+    }
+)
+"""From which state which verb leads where. Jobs begin as SCHEDULED or QUEUED, by `enqueue`."""
+
+Key = tuple[str, int]
+"""A job: its queue's name, and its id."""
+
+
+class InvariantError(Exception):
+    """The state contradicts itself: a bug. The process must end rather than serve from it."""
+
+
+class Ledger:
+    """All queues, all jobs, and the one door through which they change."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.queues: dict[str, Queue] = {}
+        self.counts = dict.fromkeys(JobState, 0)  # over all queues
+        self.kept_bytes = 0  # of payloads, results, progress and errors
+        self.leases: Deadlines[Key] = Deadlines()  # monotonic
+        self.planned: Deadlines[Key] = Deadlines()  # wall
+        self.expiries: Deadlines[Key] = Deadlines()  # wall; of waiting jobs with a ttl
+        self.kept: Deadlines[Key] = Deadlines()  # monotonic; until when concluded and cancelled jobs are kept
+        self.dead: Deadlines[Key] = Deadlines()  # monotonic; the same of dead ones
+        self.run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
+        self.stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
+        self._readied: dict[str, None] = {}
+        self._changes: list[Change] = []
+        self._revision = 0
+        self._id_floor = 1  # what deleted queues leave behind: their successors begin here
+        self._fence_floor = 0
+
+    def take_changes(self) -> Sequence[Change]:
+        """The changes since the last call, oldest first; the caller stores them before he answers anyone.
+
+        Raises:
+            InvariantError: The counts do not agree with the structures they count.
+        """
+        if self.counts[IN_PROGRESS] != len(self.leases) or self.counts[SCHEDULED] != len(self.planned):
+            raise InvariantError("leases or planned jobs are not what the counts say")
+        changes, self._changes = self._changes, []
+        for change in changes:
+            job = change.after or change.before
+            queue = None if job is None else self.queues.get(job.queue)
+            if queue is not None and queue.counts[QUEUED] != len(queue.ready):
+                raise InvariantError(f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}")
+        return changes
+
+    @property
+    def changes_waiting(self) -> int:
+        """How many changes `take_changes` would give."""
+        return len(self._changes)
+
+    def take_readied(self) -> Iterable[str]:
+        """The queues in which a job may have become available since the last call, in that order."""
+        readied, self._readied = self._readied, {}
+        return readied
+
+    def next_due_seconds(self, now: Now) -> float | None:
+        """How long until a lease ends, or a planned job is due, or a ttl ends; None if there is nothing of these."""
+        seconds = [
+            deadline - clock
+            for deadline, clock in (
+                (self.leases.next(), now.monotonic),
+                (self.planned.next(), now.wall),
+                (self.expiries.next(), now.wall),
+            )
+            if deadline is not None
+        ]
+        return max(0.0, min(seconds)) if seconds else None
+
+    def open_queue(self, name: str, now: Now) -> Queue:
+        """The queue of this name, made if it does not exist; whether it may be was checked before."""
+        queue = self.queues.get(name)
+        if queue is None:
+            # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
+            fence = max(int(now.wall * 1_000_000), self._fence_floor)
+            queue = self.queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
+        return queue
+
+    def delete_queue(self, queue: Queue) -> None:
+        """Forget a queue without jobs. Its successor's ids and fences begin where its own ended."""
+        del self.queues[queue.name]
+        self.stocked.discard(queue.name)
+        self._id_floor = max(self._id_floor, queue.next_id)
+        self._fence_floor = max(self._fence_floor, queue.next_fence)
+
+    def move(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
+        """Put the next version of a job in its place: every transition of every job is made here."""
+        if (job.state, verb, to) not in TRANSITIONS:
+            raise InvariantError(f"{verb} leads from {job.state} to {to}, which no transition allows")
+        self._revision += 1
+        moved = replace(job, state=to, revision=self._revision, **facts)
+        queue.jobs[job.id] = moved
+        if to is not job.state:
+            queue.counts[job.state] -= 1
+            queue.counts[to] += 1
+            self.counts[job.state] -= 1
+            self.counts[to] += 1
+        if verb in METERED:
+            queue.meters[verb].add(now.monotonic)
+        self._changes.append(Change(self._revision, job, moved))
+        return moved
+
+    def create(self, queue: Queue, new: NewJob, now: Now, *, not_before: float | None, expires_at: float | None) -> Job:
+        """Add a job: scheduled if it has a `not_before`, else queued at the back."""
+        id_ = queue.next_id
+        queue.next_id = id_ + 1
+        self._revision += 1
+        state = QUEUED if not_before is None else SCHEDULED
+        job = Job(
+            queue=queue.name,
+            id=id_,
+            type=new.type,
+            payload=new.payload,
+            state=state,
+            created_at=now.wall,
+            revision=self._revision,
+            priority=new.priority,
+            place=queue.next_place if not_before is None else 0,
+            not_before=not_before,
+            expires_at=expires_at,
+            options=new.options,
+        )
+        queue.jobs[id_] = job
+        queue.counts[state] += 1
+        self.counts[state] += 1
+        if job.payload is not None:
+            self.kept_bytes += len(job.payload)
+        self._changes.append(Change(self._revision, None, job))
+        if not_before is None:
+            self._append(queue, job)
+        else:
+            self.plan(job, not_before)
+        if expires_at is not None:
+            self.expiries.set((queue.name, id_), expires_at)
+        return job
+
+    def plan(self, job: Job, at: float) -> None:
+        """Note that a job which is about to be scheduled is due at this moment."""
+        self.planned.set((job.queue, job.id), at)
+
+    def make_ready(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
+        """Queue a job at the back."""
+        moved = self.move(queue, job, verb, QUEUED, now, place=queue.next_place, **facts)
+        self._append(queue, moved)
+        return moved
+
+    def _append(self, queue: Queue, job: Job) -> None:
+        """Put a job that has just been given the next place into the array."""
+        queue.next_place = job.place + 1
+        queue.ready.append(job.priority, job.place, job.id)
+        self.offer(queue)
+
+    def offer(self, queue: Queue) -> None:
+        """Let those who wait for the queue look again."""
+        self._readied[queue.name] = None
+        self.stocked.add(queue.name)
+
+    def withdraw(self, queue: Queue, job: Job) -> None:
+        """Take a waiting job out of the structures it waits in."""
+        if job.state is QUEUED:
+            queue.ready.remove(job.priority, job.place)
+        else:
+            self.planned.clear((queue.name, job.id))
+        if job.expires_at is not None:
+            self.expiries.clear((queue.name, job.id))
+
+    def end_attempt(
+        self, queue: Queue, job: Job, outcome: Outcome, now: Now, error: JobError | None = None
+    ) -> dict[str, Any]:
+        """End the lease; the facts for the version of the job that comes after it."""
+        assert job.started_at is not None  # noqa: S101 - for the type checker: it has been leased
+        self.leases.clear((queue.name, job.id))
+        self.run_ends.pop((queue.name, job.id), None)
+        if queue.policy.in_progress_max is not None:
+            self.offer(queue)
+        attempt = Attempt(job.fence, job.consumer, job.started_at, now.wall, outcome, error)
+        history = (*job.history, attempt)
+        self.kept_bytes += error_size(error)
+        if len(history) > HISTORY_ATTEMPTS_MAX:
+            self.kept_bytes -= error_size(history[0].error)
+            history = history[1:]
+        return {"history": history, "lease_expires_at": None}
+
+    def give_back(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
+        """Return a job to the place it had, or grant the wish that it be cancelled."""
+        if job.cancel_requested:
+            return self.finish(queue, job, verb, CANCELLED, now, **facts)
+        if is_expired(job, now):
+            return self.finish(queue, job, verb, DEAD, now, reason=DeathReason.EXPIRED, **facts)
+        if job.expires_at is not None:
+            self.expiries.set((queue.name, job.id), job.expires_at)
+        queue.ready.put_back(job.priority, job.place, job.id)
+        self.offer(queue)
+        return self.move(queue, job, verb, QUEUED, now, **facts)
+
+    def return_later(self, queue: Queue, job: Job, verb: str, delay_seconds: float, now: Now, **facts: Any) -> Job:
+        """Schedule a job whose attempt has ended, or queue it at the back if there is nothing to wait for."""
+        if is_expired(job, now):
+            return self.finish(queue, job, verb, DEAD, now, reason=DeathReason.EXPIRED, **facts)
+        if job.expires_at is not None:
+            self.expiries.set((queue.name, job.id), job.expires_at)
+        if delay_seconds <= 0:
+            return self.make_ready(queue, job, verb, now, **facts)
+        self.plan(job, now.wall + delay_seconds)
+        return self.move(queue, job, verb, SCHEDULED, now, not_before=now.wall + delay_seconds, **facts)
+
+    def finish(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
+        """End a job: it gives its unique key back, and is kept for its retention."""
+        self.free_unique_key(queue, job)
+        policy, settings = queue.policy, self._settings
+        if to is DEAD:
+            seconds = policy.dead_retention_seconds
+            kept, seconds = self.dead, settings.dead_retention_seconds if seconds is None else seconds
+            queue.meters["dead"].add(now.monotonic)
+        else:
+            seconds = policy.retention_seconds
+            kept, seconds = self.kept, settings.retention_seconds if seconds is None else seconds
+        kept.set((queue.name, job.id), now.monotonic + seconds)
+        return self.move(queue, job, verb, to, now, finished_at=now.wall, **facts)
+
+    def expire(self, queue: Queue, job: Job, now: Now) -> None:
+        """Give up a waiting job whose ttl has ended."""
+        self.withdraw(queue, job)
+        self.finish(queue, job, "expire", DEAD, now, reason=DeathReason.EXPIRED)
+
+    def forget(self, queue: Queue, job: Job, _now: Now) -> Job:
+        """Keep a job no longer, whatever its state but in progress."""
+        if job.state in WAITING:
+            self.withdraw(queue, job)
+            self.free_unique_key(queue, job)
+        else:
+            (self.dead if job.state is DEAD else self.kept).clear((queue.name, job.id))
+        queue.forget(job.id)
+        queue.counts[job.state] -= 1
+        self.counts[job.state] -= 1
+        self.kept_bytes -= size(job.payload) + size(job.result) + size(job.progress)
+        self.kept_bytes -= sum(error_size(attempt.error) for attempt in job.history)
+        self._revision += 1
+        self._changes.append(Change(self._revision, job, None))
+        return job
+
+    def free_unique_key(self, queue: Queue, job: Job) -> None:
+        """Let another job have the unique key of this one, if it has one."""
+        key = job.options.unique_key
+        if key is not None and queue.unique.get(key) == job.id:
+            del queue.unique[key]
+
+
+def is_expired(job: Job, now: Now) -> bool:
+    """Whether the job's ttl has ended."""
+    return job.expires_at is not None and job.expires_at <= now.wall
+
+
+def size(text: bytes | None) -> int:
+    """The bytes of a text that may not be there."""
+    return 0 if text is None else len(text)
+
+
+def error_size(error: JobError | None) -> int:
+    """The characters of an error that may not be there."""
+    return 0 if error is None else len(error.type) + len(error.message)
