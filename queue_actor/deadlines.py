@@ -41,7 +41,8 @@ class Deadlines(Generic[K]):
         """Give a key a deadline, in place of any it had."""
         self._deadlines[key] = deadline
         heappush(self._heap, (deadline, key))
-        self._carry_over()
+        if self._old or len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
+            self._carry_over()
 
     def clear(self, key: K) -> None:
         """Take a key's deadline away.
@@ -50,7 +51,8 @@ class Deadlines(Generic[K]):
             KeyError: The key has none.
         """
         del self._deadlines[key]
-        self._carry_over()
+        if self._old or len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
+            self._carry_over()
 
     def next(self) -> float | None:
         """The earliest deadline, or None."""
@@ -70,10 +72,9 @@ class Deadlines(Generic[K]):
         return min(heap[0] for heap in (self._heap, self._old) if heap)[1]
 
     def _carry_over(self) -> None:
-        if self._old:
-            for _ in range(min(CARRY_ENTRIES, len(self._old))):
-                deadline, key = self._old.pop()
-                if self._deadlines.get(key) == deadline:
-                    heappush(self._heap, (deadline, key))
-        elif len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
+        if not self._old:
             self._heap, self._old = [], self._heap
+        for _ in range(min(CARRY_ENTRIES, len(self._old))):
+            deadline, key = self._old.pop()
+            if self._deadlines.get(key) == deadline:
+                heappush(self._heap, (deadline, key))

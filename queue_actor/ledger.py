@@ -24,7 +24,7 @@ from queue_actor.jobs import (
     Now,
     Outcome,
 )
-from queue_actor.queues import METERED, Queue
+from queue_actor.queues import Queue
 from queue_actor.settings import Settings
 
 SCHEDULED: Final = JobState.SCHEDULED
@@ -108,9 +108,8 @@ class Ledger:
         if self.counts[IN_PROGRESS] != len(self.leases) or self.counts[SCHEDULED] != len(self.planned):
             raise InvariantError("leases or planned jobs are not what the counts say")
         changes, self._changes = self._changes, []
-        for change in changes:
-            job = change.after or change.before
-            queue = None if job is None else self.queues.get(job.queue)
+        for name in {(change.after or change.before).queue for change in changes}:  # type: ignore[union-attr] # one is there
+            queue = self.queues.get(name)
             if queue is not None and queue.counts[QUEUED] != len(queue.ready):
                 raise InvariantError(f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}")
         return changes
@@ -166,7 +165,7 @@ class Ledger:
             queue.counts[to] += 1
             self.counts[job.state] -= 1
             self.counts[to] += 1
-        if verb in METERED:
+        if verb in queue.meters:
             queue.meters[verb].add(now.monotonic)
         self._changes.append(Change(self._revision, job, moved))
         return moved

@@ -63,11 +63,12 @@ class ReadyArray:
         self._ids = array("q", bytes(8 * initial))
         self._places = array("q", bytes(8 * initial))
         self._head = self._write = self._read = self._tail = 0
+        self._live = 0
         self._tombstones: SortedList[int] = SortedList()  # their places
         self._compactions = 0
 
     def __len__(self) -> int:
-        return self._write - self._head + self._tail - self._read - len(self._tombstones)
+        return self._live
 
     @property
     def compacting(self) -> bool:
@@ -79,7 +80,7 @@ class ReadyArray:
         return ArrayStatistics(
             capacity=len(self._ids),
             used=self._tail,
-            live=len(self),
+            live=self._live,
             tombstones=len(self._tombstones),
             compactions=self._compactions,
         )
@@ -92,6 +93,7 @@ class ReadyArray:
         self._ids[tail] = id_
         self._places[tail] = place
         self._tail = tail + 1
+        self._live += 1
 
     def first(self) -> int | None:
         """The lowest place, or None if the array is empty."""
@@ -113,6 +115,7 @@ class ReadyArray:
         if slot is None:
             raise IndexError("the ready array is empty")
         id_ = self._ids[slot]
+        self._live -= 1
         if slot < self._write:
             self._head = slot + 1
         else:
@@ -129,6 +132,7 @@ class ReadyArray:
         if slot is None or self._ids[slot] == TOMBSTONE:
             raise KeyError(place)
         self._ids[slot] = TOMBSTONE
+        self._live -= 1
         self._tombstones.add(place)
 
     def rank(self, place: int) -> int:
@@ -314,7 +318,8 @@ class Ready:
 
     def _first_priority(self) -> int:
         for priority in reversed(self._priorities):
-            if len(self._bands[priority]):
+            band = self._bands[priority]
+            if band.returned or len(band.array):
                 return priority
         raise AssertionError("the count of ready jobs is wrong")
 

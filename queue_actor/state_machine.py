@@ -411,7 +411,16 @@ class StateMachine:
     # --- the holder's verbs
 
     def _each_claim(self, verb: Callable[[Any, Now], Job]) -> Callable[[Any, Now], Results]:
-        return lambda command, now: Results([_answer(verb, claim, now) for claim in command.claims])
+        def each(command: Any, now: Now) -> Results:
+            results: list[Job | QueueError] = []
+            for claim in command.claims:
+                try:
+                    results.append(verb(claim, now))
+                except QueueError as refusal:
+                    results.append(refusal.with_traceback(None))
+            return Results(results)
+
+        return each
 
     def _conclude_one(self, claim: Claim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.CONCLUDED)
