@@ -90,6 +90,10 @@ class ActorEngine:
         """What the actor is doing now."""
         return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
 
+    def waiting(self, queue: str) -> int:
+        """How many parked dequeues would take a job of this queue."""
+        return self._waiters.waiting(queue)
+
     # --- the actor: runs in a task of its own
 
     async def run(self) -> None:

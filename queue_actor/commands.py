@@ -270,6 +270,7 @@ class BulkDone(msgspec.Struct, frozen=True):
     count: int  # jobs done, or that would be
     refused: int  # jobs that match and cannot be done
     next_after: int | None  # go on from here; None: all jobs have been looked at
+    spread_to: float | None = None  # where the next slice goes on to spread
 
 
 class Bulk(Command[BulkDone], frozen=True):

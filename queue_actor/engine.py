@@ -6,10 +6,11 @@ from typing import Generic, Protocol
 
 import msgspec
 import trio
+from msgspec.structs import replace
 from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
-from queue_actor.commands import Command, R
+from queue_actor.commands import Bulk, BulkDone, Command, R, ReadQueue
 from queue_actor.errors import QueueError
 from queue_actor.jobs import Now
 
@@ -59,6 +60,27 @@ class Engine(Protocol):
     def statistics(self) -> EngineStatistics:
         """What the engine is doing now."""
         ...
+
+    def waiting(self, queue: str) -> int:
+        """How many parked dequeues would take a job of this queue."""
+        ...
+
+
+async def execute_in_slices(engine: Engine, command: Bulk) -> BulkDone:
+    """Carry out a bulk command on all jobs there are now, slice by slice; others are served in between.
+
+    Raises:
+        QueueError: The refusal.
+    """
+    if command.until_id is None:
+        command = replace(command, until_id=(await engine.execute(ReadQueue(command.queue))).last_id)
+    count = refused = 0
+    while True:
+        done = await engine.execute(command)
+        count, refused = count + done.count, refused + done.refused
+        if done.next_after is None:
+            return BulkDone(count, refused, None)
+        command = replace(command, after_id=done.next_after, spread_from=done.spread_to)
 
 
 class Request(Generic[R]):

@@ -584,6 +584,7 @@ class StateMachine:
             BulkVerb.RELEASE: (frozenset({IN_PROGRESS}), self._take_back_one),
         }
         able, verb = verbs[command.verb]
+        spread = command.spread_from or now.wall
         first = max(queue.first_id, command.after_id + 1)
         end = queue.next_id if command.until_id is None else min(queue.next_id, command.until_id + 1)
         count = refused = 0
@@ -594,7 +595,7 @@ class StateMachine:
                 continue
             facts: dict[str, Any] = {}
             if command.per_second is not None and command.verb is BulkVerb.REDRIVE:
-                facts["not_before"] = (command.spread_from or now.wall) + count / command.per_second
+                facts["not_before"] = spread + count / command.per_second
             if command.dry_run or not isinstance(_answer(partial(verb, **facts), queue, job, now), QueueError):
                 count += 1
             else:
@@ -602,7 +603,8 @@ class StateMachine:
             if count + refused == BULK_JOBS_MAX:
                 break
         queue.ready.tidy()
-        return BulkDone(count, refused, first - 1 if first < end else None)
+        spread += count / (command.per_second or inf)
+        return BulkDone(count, refused, first - 1 if first < end else None, spread)
 
     # --- reads
 

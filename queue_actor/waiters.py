@@ -38,6 +38,7 @@ class Waiters:
         self._numbers = 0
         self._parked: dict[Request[Dequeued], _Parked] = {}
         self._lines: dict[str, dict[int, _Parked]] = {}
+        self._prefixes: set[str] = set()  # the names of lines that end with `*`
         self._keyed: dict[tuple[str, str], _Parked] = {}
         self._readers: dict[tuple[str, int], dict[Request[Job], None]] = {}
         self._readers_count = 0
@@ -89,6 +90,8 @@ class Waiters:
             parked = self._parked[request] = _Parked(self._numbers, request, command)
             for line in parked.names:
                 self._lines.setdefault(line, {})[parked.number] = parked
+                if line.endswith("*"):
+                    self._prefixes.add(line)
             if name is not None:
                 self._keyed[name] = parked
         request.unserved = Dequeued()
@@ -108,12 +111,20 @@ class Waiters:
 
     def _oldest(self, queue: str) -> _Parked | None:
         """Who has waited longest for a job of this queue, among those who named it or a prefix of it."""
-        lines = [
-            line
-            for name, line in self._lines.items()
-            if name == queue or (name.endswith("*") and queue.startswith(name[:-1]))
-        ]
-        return min((next(iter(line.values())) for line in lines), key=lambda parked: parked.number, default=None)
+        heads = (next(iter(line.values())) for line in self._lines_of(queue))
+        return min(heads, key=lambda parked: parked.number, default=None)
+
+    def waiting(self, queue: str) -> int:
+        """How many would take a job of this queue."""
+        return sum(len(line) for line in self._lines_of(queue))
+
+    def _lines_of(self, queue: str) -> Iterator[dict[int, _Parked]]:
+        """The lines in which this queue's jobs are waited for: its own, and those of prefixes of its name."""
+        if queue in self._lines:
+            yield self._lines[queue]
+        for name in self._prefixes:
+            if queue.startswith(name[:-1]):
+                yield self._lines[name]
 
     # --- readers
 
@@ -154,6 +165,7 @@ class Waiters:
                 del line[parked.number]
                 if not line:
                     del self._lines[name]
+                    self._prefixes.discard(name)
             key = _name(parked.command.key)
             if key is not None:
                 del self._keyed[key]

@@ -19,8 +19,10 @@ from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
 from web.binding import is_loopback
 from web.exchanges import Exchange
+from web.jobs import job_routes
 from web.ops import ops_routes
 from web.problems import CONTENT_TYPE, Problem
+from web.queues import queue_routes
 from web.replies import Reply, reply
 from web.simple import simple_routes
 
@@ -50,6 +52,8 @@ class App(QuartTrio):
         self.url_map.redirect_defaults = False
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
         self.register_blueprint(simple_routes(engine, settings))
+        self.register_blueprint(job_routes(engine, settings))
+        self.register_blueprint(queue_routes(engine, settings))
         self.register_blueprint(ops_routes(lambda: self.draining))
 
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Reply:

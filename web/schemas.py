@@ -1,14 +1,20 @@
 """What comes in and goes out, decoded strictly and bounded: bodies as structs, headers and query by one parser each."""
 
 import re
+from collections.abc import Sequence
+from datetime import datetime
+from hashlib import blake2b
 from http import HTTPStatus
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from werkzeug.datastructures import Headers
+from quart import request
+from quart.wrappers import Request
+from werkzeug.datastructures import Headers, MultiDict
 
-from queue_actor.jobs import FINISHED, Job, JobState
+from queue_actor.commands import IdempotencyKey, JobFilter
+from queue_actor.jobs import FINISHED, JobState
 from queue_actor.settings import Settings
 from queue_actor.tokens import FENCE_MAX
 from web.problems import Problem
@@ -16,15 +22,17 @@ from web.problems import Problem
 T = TypeVar("T")
 
 # `\Z` and not `$`, which would let a line feed through at the end.
-_NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
-Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=_NO_CONTROLS)]
+NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
+QUEUE_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\Z"
+Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
 CONSUMER_CHARACTERS_MAX = 200
-TOKEN_CHARACTERS_MAX = 200
+KEY_CHARACTERS_MAX = 200
 
 _PATH = re.compile(r" - at `\$\.?(.*)`\Z")
 _ID = re.compile(r"\A(0|[1-9][0-9]{0,15})\Z")
 _SECONDS = re.compile(r"\A[0-9]{1,10}(\.[0-9]{1,9})?\Z")
-_CONSUMER = re.compile(_NO_CONTROLS)
+_QUEUE = re.compile(QUEUE_NAME)
+_CONSUMER = re.compile(NO_CONTROLS)
 
 # nginx and others drop names with underscores, so the classic name has two aliases that pass everywhere.
 CONSUMER_HEADERS = ("QUEUE_CONSUMER", "Queue-Consumer", "X-Queue-Consumer")
@@ -53,19 +61,20 @@ _STATUS = {
     JobState.QUEUED: "QUEUED",
     JobState.IN_PROGRESS: "IN_PROGRESS",
     JobState.CONCLUDED: "CONCLUDED",
+    JobState.DEAD: "CONCLUDED",
     JobState.CANCELLED: "CONCLUDED",
 }
 
 
-def simple_job(job: Job) -> bytes:
+def simple_job(id_: int, type_: str, state: JobState, payload: bytes | None) -> bytes:
     """A job as the classic routes show it."""
-    ended_otherwise = job.state in FINISHED and job.state is not JobState.CONCLUDED
+    ended_otherwise = state in FINISHED and state is not JobState.CONCLUDED
     shown = SimpleJob(
-        job.id,
-        job.type,
-        _STATUS[job.state],
-        UNSET if job.payload is None else Raw(job.payload),
-        job.state.value if ended_otherwise else "",
+        id_,
+        type_,
+        _STATUS[state],
+        UNSET if payload is None else Raw(payload),
+        state.value if ended_otherwise else "",
     )
     return msgspec.json.encode(shown)
 
@@ -112,18 +121,46 @@ def new_payload(raw: Raw, settings: Settings, *, field: str) -> bytes | None:
     return payload or None
 
 
-def job_id(text: str) -> int:
+def job_id(text: str, field: str = "id") -> int:
     """A job's id from a path.
 
     Raises:
         Problem: `invalid`: it is no plain integer, or no integer that JSON readers keep exact.
     """
     if not _ID.match(text) or int(text) > FENCE_MAX:
-        raise Problem("invalid", f"a job's id is an integer from 1 to {FENCE_MAX}", field="id")
+        raise Problem("invalid", f"a job's id is an integer from 1 to {FENCE_MAX}", field=field)
     return int(text)
 
 
-def wait_seconds(text: str | None, settings: Settings) -> float:
+def queue_name(text: str) -> str:
+    """A queue's name from a path.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    if not _QUEUE.match(text):
+        raise Problem(
+            "invalid",
+            "a queue's name has 1 to 80 of A-Z a-z 0-9 _ . : - and begins with one of A-Z a-z 0-9",
+            field="queue",
+        )
+    return text
+
+
+def refuse_query(request: Request, *known: str) -> None:
+    """Refuse query parameters that are not known, or given twice.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    for name, values in request.args.lists():
+        if name not in known:
+            raise Problem("invalid", "there is no such query parameter here", field=name[:100])
+        if len(values) > 1:
+            raise Problem("invalid", "the query parameter is given more than once", field=name)
+
+
+def wait_seconds(text: str | None, settings: Settings, field: str = "wait") -> float:
     """How long a dequeue waits, from the query.
 
     Raises:
@@ -133,7 +170,7 @@ def wait_seconds(text: str | None, settings: Settings) -> float:
         return 0.0
     seconds = float(text) if _SECONDS.match(text) else -1.0
     if not 0 <= seconds <= settings.wait_seconds_max:
-        raise Problem("invalid", f"wait is a number of seconds from 0 to {settings.wait_seconds_max:g}", field="wait")
+        raise Problem("invalid", f"{field} is a number of seconds from 0 to {settings.wait_seconds_max:g}", field=field)
     return seconds
 
 
@@ -167,3 +204,84 @@ def consumer(headers: Headers) -> str | None:
             field="QUEUE_CONSUMER",
         )
     return name
+
+
+def idempotency_key(headers: Headers, body: bytes, route: str, who: str = "") -> IdempotencyKey | None:
+    """The key that makes this request safe to repeat, if it has one.
+
+    Raises:
+        Problem: `invalid`: too long, or with control characters.
+    """
+    key = headers.get("Idempotency-Key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= KEY_CHARACTERS_MAX or not _CONSUMER.match(key):
+        raise Problem(
+            "invalid",
+            f"an idempotency key has 1 to {KEY_CHARACTERS_MAX} characters and no control characters",
+            field="Idempotency-Key",
+        )
+    return IdempotencyKey(f"{who} {route}", key, blake2b(body, digest_size=16).digest())
+
+
+def limited(text: str | None, default: int, most: int, field: str) -> int:
+    """A whole number from 1 to `most`, from the query.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    if text is None:
+        return default
+    if not _ID.match(text) or not 1 <= int(text) <= most:
+        raise Problem("invalid", f"{field} is a whole number from 1 to {most}", field=field)
+    return int(text)
+
+
+def one_of(text: str | None, words: Sequence[str], field: str) -> str:
+    """One of some words, from the query; the first if it is not there.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    if text is None:
+        return words[0]
+    if text not in words:
+        raise Problem("invalid", f"{field} is one of {', '.join(word for word in words if word)}", field=field)
+    return text
+
+
+def filter_of_query(query: MultiDict[str, str]) -> JobFilter:
+    """Which jobs a search means.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    states = query["state"].split(",") if "state" in query else []
+    for state in states:
+        one_of(state, list(JobState), "state")
+    since = query.get("since")
+    return JobFilter(
+        frozenset(JobState(state) for state in states),
+        query.get("type"),
+        query.get("consumer"),
+        query.get("error"),
+        None if since is None else moment(since, "since"),
+    )
+
+
+def moment(text: str, field: str) -> float:
+    """A moment by RFC 3339, with its offset, as seconds since the epoch.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    try:
+        at: datetime = msgspec.convert(text, Annotated[datetime, Meta(tz=True)])
+    except msgspec.ValidationError as error:
+        raise Problem("invalid", f"{field} is a time by RFC 3339 with its offset from UTC", field=field) from error
+    return at.timestamp()
+
+
+async def body_of_request() -> bytes:
+    """The body, as it came."""
+    return await request.get_data(cache=False, as_text=False, parse_form_data=False)

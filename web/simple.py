@@ -1,20 +1,31 @@
 """The four classic routes on the queue `default`. web/README.md is their contract; they are frozen."""
 
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from quart import Blueprint, request
 
-from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, Lease, NewJob, ReadJob
+from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, EnqueuedJob, Lease, NewJob, ReadJob
 from queue_actor.engine import Engine
-from queue_actor.jobs import Job
+from queue_actor.jobs import Job, JobState
 from queue_actor.settings import Settings
 from web.exchanges import cancelled_by_disconnect
 from web.problems import Problem
 from web.replies import Reply, reply
-from web.schemas import EnqueueBody, consumer, decode, empty_status, job_id, new_payload, simple_job, wait_seconds
+from web.schemas import (
+    EnqueueBody,
+    consumer,
+    decode,
+    empty_status,
+    idempotency_key,
+    job_id,
+    new_payload,
+    simple_job,
+    wait_seconds,
+)
+from web.views import timestamp
 
 QUEUE = "default"
 
@@ -27,10 +38,13 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.route("/enqueue", methods=["POST", "PUT"])
     async def enqueue() -> Reply:
-        body = decode(_ENQUEUE_BODY, await request.get_data(cache=False, as_text=False, parse_form_data=False))
+        data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        body = decode(_ENQUEUE_BODY, data)
         new = NewJob(body.type, new_payload(body.payload, settings, field="Payload"))
-        (job,) = (await engine.execute(Enqueue(QUEUE, [new]))).jobs
-        return show(job, {"Queue-Durability": "memory"})
+        command = Enqueue(QUEUE, [new], idempotency_key(request.headers, data, "/jobs/enqueue"))
+        (job,) = (await engine.execute(command)).jobs
+        assert isinstance(job, EnqueuedJob)  # noqa: S101 - for the type checker: only a unique key could be refused
+        return show(job.id, body.type, job.state, new.payload, {"Queue-Durability": "memory"})
 
     @routes.route("/dequeue", methods=["GET", "POST"])
     async def dequeue() -> Reply:
@@ -41,6 +55,7 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
             QUEUE,
             consumer=consumer(request.headers),
             wait_seconds=wait_seconds(request.args.get("wait"), settings),
+            key=idempotency_key(request.headers, request.query_string, "/jobs/dequeue"),
         )
         async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
             dequeued = await engine.execute(command)
@@ -53,7 +68,7 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
     @routes.route("/<id_>/conclude", methods=["POST", "PUT", "PATCH"])
     async def conclude(id_: str) -> Reply:
         claim = Claim(QUEUE, job_id(id_), request.headers.get("Queue-Lease-Token"), consumer(request.headers))
-        return show((await engine.execute(Conclude([claim]))).single())
+        return show_job((await engine.execute(Conclude([claim]))).single())
 
     # Without this rule, GET /jobs/enqueue would be a look at the job called "enqueue".
     @routes.route("/enqueue", methods=["GET", "PATCH", "DELETE"])
@@ -62,15 +77,25 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.get("/<id_>")
     async def read(id_: str) -> Reply:
-        return show(await engine.execute(ReadJob(QUEUE, job_id(id_))))
+        return show_job(await engine.execute(ReadJob(QUEUE, job_id(id_))))
 
     return routes
 
 
-def show(job: Job, headers: dict[str, str] | None = None) -> Reply:
+def show(
+    id_: int, type_: str, state: JobState, payload: bytes | None, headers: dict[str, str] | None = None, **facts: Any
+) -> Reply:
     """A job as the classic routes show it."""
-    facts = {"queue": job.queue, "job": job.id, "state": job.state, "consumer": job.consumer}
-    return reply(simple_job(job), headers={"Queue-State": job.state, **(headers or {})}, facts=facts)
+    return reply(
+        simple_job(id_, type_, state, payload),
+        headers={"Queue-State": state, **(headers or {})},
+        facts={"queue": QUEUE, "job": id_, "state": state, **facts},
+    )
+
+
+def show_job(job: Job, headers: dict[str, str] | None = None) -> Reply:
+    """The same, of a job in hand."""
+    return show(job.id, job.type, job.state, job.payload, headers, consumer=job.consumer)
 
 
 def show_lease(lease: Lease) -> Reply:
@@ -84,9 +109,4 @@ def show_lease(lease: Lease) -> Reply:
         "Queue-Lease-Seconds": f"{job.lease_seconds:g}",
         "Queue-Attempt": str(job.attempts),
     }
-    return show(job, headers)
-
-
-def timestamp(seconds: float) -> str:
-    """A moment of the wall clock, by RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return show_job(job, headers)

@@ -102,6 +102,10 @@ class LockEngine:
         """What the engine is doing now."""
         return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
 
+    def waiting(self, queue: str) -> int:
+        """How many parked dequeues would take a job of this queue."""
+        return self._waiters.waiting(queue)
+
     async def run(self) -> None:
         """Wait until closed; raises what a command failed of."""
         try:

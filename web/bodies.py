@@ -1,0 +1,365 @@
+"""What comes in over `/v1`: request bodies as strict structs, bounds and all, and what they are as commands.
+
+Unknown keys are refused: a misspelt `delay_second` must not run at once. Bounds that are settings are checked when a
+body becomes a command, with the path of the value in the problem.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec.structs import replace
+
+from queue_actor.commands import (
+    Claim,
+    ConcludeClaim,
+    Dequeue,
+    DequeueOrder,
+    ExtendClaim,
+    FailClaim,
+    IdempotencyKey,
+    JobFilter,
+    NewJob,
+    ReleaseClaim,
+)
+from queue_actor.jobs import (
+    NO_OPTIONS,
+    PRIORITY_MAX,
+    Jitter,
+    JobError,
+    JobOptions,
+    JobState,
+    OnExisting,
+    QueuePolicy,
+    Retry,
+    RetryKind,
+    UniqueUntil,
+)
+from queue_actor.settings import DAY_SECONDS, Settings
+from queue_actor.tokens import FENCE_MAX
+from web.problems import Problem
+from web.schemas import NO_CONTROLS, QUEUE_NAME, Type, new_payload
+
+ATTEMPTS_MAX = 1_000_000
+ERROR_TYPE_CHARACTERS_MAX = 200
+ERROR_MESSAGE_CHARACTERS_MAX = 10_000
+META_PAIRS_MAX = 8
+DEQUEUE_QUEUES_MAX = 100
+SECONDS_MAX = 3_660 * DAY_SECONDS
+
+QUEUE_PREFIX = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,78}\*\Z"
+
+TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
+"""W3C Trace Context, section 3.2."""
+
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
+QueueName = Annotated[str, Meta(pattern=QUEUE_NAME)]
+Token = Annotated[str, Meta(min_length=1, max_length=200)]
+Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
+Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
+Lease = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]  # bounded by a setting besides
+Moment = Annotated[datetime, Meta(tz=True)]
+MetaText = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request body."""
+
+
+class RetryBody(Body, frozen=True):
+    """How long to wait between attempts; see `queue_actor.retry`."""
+
+    kind: RetryKind = RetryKind.EXPONENTIAL
+    base_seconds: Annotated[float, Meta(ge=0.001, le=SECONDS_MAX)] = 1.0
+    factor: Annotated[float, Meta(ge=1, le=100)] = 2.0
+    cap_seconds: Annotated[float, Meta(ge=0.001, le=SECONDS_MAX)] = 3_600.0
+    jitter: Jitter = Jitter.FULL
+
+    def retry(self) -> Retry:
+        """The policy in the core's words."""
+        return Retry(self.kind, self.base_seconds, self.factor, self.cap_seconds, self.jitter)
+
+
+class NewJobBody(Body, frozen=True):
+    """A job of an enqueue."""
+
+    type: Type
+    payload: Raw = Raw()
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    delay_seconds: Seconds | None = None
+    not_before: Moment | None = None
+    ttl_seconds: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | None = None
+    max_attempts: Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX)] | None = None
+    retry: RetryBody | None = None
+    lease_seconds: Lease | None = None
+    unique_key: Name | None = None
+    unique_until: UniqueUntil = UniqueUntil.FINISHED
+    on_existing: OnExisting = OnExisting.KEEP
+    meta: dict[MetaText, Annotated[str, Meta(max_length=100, pattern=NO_CONTROLS)]] | None = None
+    traceparent: Annotated[str, Meta(pattern=TRACEPARENT)] | None = None
+
+    def new_job(self, settings: Settings, path: str) -> NewJob:
+        """The job in the core's words.
+
+        Raises:
+            Problem: A bound that is a setting is exceeded, or values exclude each other.
+        """
+        if self.delay_seconds is not None and self.not_before is not None:
+            raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}.not_before")
+        _check_delay(self.delay_seconds, settings, f"{path}.delay_seconds")
+        _check_lease(self.lease_seconds, settings, f"{path}.lease_seconds")
+        if self.meta is not None and len(self.meta) > META_PAIRS_MAX:
+            raise Problem("invalid", f"meta has at most {META_PAIRS_MAX} pairs", field=f"{path}.meta")
+        return NewJob(
+            type=self.type,
+            payload=new_payload(self.payload, settings, field=f"{path}.payload"),
+            priority=self.priority,
+            delay_seconds=self.delay_seconds or 0.0,
+            not_before=None if self.not_before is None else self.not_before.timestamp(),
+            ttl_seconds=self.ttl_seconds,
+            options=self._options(),
+            on_existing=self.on_existing,
+        )
+
+    def _options(self) -> JobOptions:
+        options = JobOptions(
+            max_attempts=self.max_attempts,
+            retry=None if self.retry is None else self.retry.retry(),
+            lease_seconds=self.lease_seconds,
+            unique_key=self.unique_key,
+            unique_until=self.unique_until,
+            meta=self.meta,
+            traceparent=self.traceparent,
+        )
+        return NO_OPTIONS if options == NO_OPTIONS else options
+
+
+class EnqueueBody(Body, frozen=True):
+    """Many new jobs."""
+
+    jobs: Annotated[list[NewJobBody], Meta(min_length=1)]
+
+    def new_jobs(self, settings: Settings) -> list[NewJob]:
+        """The jobs in the core's words.
+
+        Raises:
+            Problem: As `NewJobBody.new_job`, or there are more than `batch_jobs_max`.
+        """
+        check_batch(self.jobs, settings)
+        return [job.new_job(settings, f"jobs[{n}]") for n, job in enumerate(self.jobs)]
+
+
+class DequeueBody(Body, frozen=True):
+    """What a consumer asks for."""
+
+    count: Annotated[int, Meta(ge=1)] = 1
+    wait_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    lease_seconds: Lease | None = None
+    consumer: Name | None = None
+
+    def dequeue(
+        self, queue: str | tuple[str, ...], settings: Settings, *, key: IdempotencyKey | None, path: str = ""
+    ) -> Dequeue:
+        """The command.
+
+        Raises:
+            Problem: A bound that is a setting is exceeded.
+        """
+        if self.count > settings.batch_jobs_max:
+            raise Problem(
+                "invalid", f"count is at most batch_jobs_max, {settings.batch_jobs_max}", field=f"{path}count"
+            )
+        if self.wait_seconds > settings.wait_seconds_max:
+            raise Problem(
+                "invalid",
+                f"wait_seconds is at most wait_seconds_max, {settings.wait_seconds_max:g}",
+                field=f"{path}wait_seconds",
+            )
+        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
+        return Dequeue(
+            queue, self.count, self.consumer, self.lease_seconds, self.wait_seconds, self.chosen_order(), key
+        )
+
+    def chosen_order(self) -> DequeueOrder:
+        """Which of several queues goes first."""
+        return DequeueOrder.LISTED
+
+
+class DequeueManyBody(DequeueBody, frozen=True, kw_only=True):
+    """The same, from several queues."""
+
+    queues: (
+        Annotated[list[QueueName], Meta(min_length=1, max_length=DEQUEUE_QUEUES_MAX)]
+        | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
+    )
+    order: DequeueOrder = DequeueOrder.LISTED
+
+    def chosen_order(self) -> DequeueOrder:
+        """Which of several queues goes first."""
+        return self.order
+
+
+class DequeueNextBody(DequeueBody, frozen=True, kw_only=True):
+    """A dequeue that rides on a conclude, a fail or a release; of the same queue unless it says otherwise."""
+
+    queue: QueueName | None = None
+
+
+class ClaimBody(Body, frozen=True, kw_only=True):
+    """A job whose lease the caller holds. What the path of the request names is not named here."""
+
+    queue: QueueName | None = None
+    id: Id | None = None
+    token: Token | None = None
+
+    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> Claim:
+        """What it is in the core's words.
+
+        Raises:
+            Problem: A bound that is a setting is exceeded.
+        """
+        raise NotImplementedError
+
+
+class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
+    """A job that is done."""
+
+    result: Raw = Raw()
+
+    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ConcludeClaim:
+        """See `ClaimBody.claim`."""
+        result = new_payload(self.result, settings, field=f"{path}result")
+        return ConcludeClaim(queue, id_, self.token, None, result)
+
+
+class ErrorBody(Body, frozen=True):
+    """What went wrong."""
+
+    type: Annotated[str, Meta(max_length=ERROR_TYPE_CHARACTERS_MAX)] = ""
+    message: Annotated[str, Meta(max_length=ERROR_MESSAGE_CHARACTERS_MAX)] = ""
+
+
+class FailBody(ClaimBody, frozen=True, kw_only=True):
+    """A job that failed."""
+
+    error: ErrorBody | None = None
+    retry: bool = True
+    retry_after_seconds: Seconds | None = None
+
+    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> FailClaim:
+        """See `ClaimBody.claim`."""
+        _check_delay(self.retry_after_seconds, settings, f"{path}retry_after_seconds")
+        error = None if self.error is None else JobError(self.error.type, self.error.message)
+        return FailClaim(queue, id_, self.token, None, error, self.retry, self.retry_after_seconds)
+
+
+class ExtendBody(ClaimBody, frozen=True, kw_only=True):
+    """A job that takes longer."""
+
+    lease_seconds: Lease | None = None
+    progress: Raw = Raw()
+
+    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ExtendClaim:
+        """See `ClaimBody.claim`."""
+        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
+        progress = new_payload(self.progress, settings, field=f"{path}progress")
+        return ExtendClaim(queue, id_, self.token, None, self.lease_seconds, progress)
+
+
+class ReleaseBody(ClaimBody, frozen=True, kw_only=True):
+    """A job that is given back."""
+
+    delay_seconds: Seconds = 0.0
+
+    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ReleaseClaim:
+        """See `ClaimBody.claim`."""
+        _check_delay(self.delay_seconds, settings, f"{path}delay_seconds")
+        return ReleaseClaim(queue, id_, self.token, None, self.delay_seconds)
+
+
+class PolicyBody(Body, frozen=True):
+    """A queue's policy; what is left out is as for a queue that was never given one."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX)] | UnsetType | None = UNSET
+    max_stale: Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX)] | UnsetType | None = UNSET
+    retry: RetryBody | UnsetType = UNSET
+    lease_seconds: Lease | UnsetType | None = UNSET
+    ttl_seconds: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | UnsetType | None = UNSET
+    queued_jobs_max: Annotated[int, Meta(ge=0, le=100000000)] | UnsetType | None = UNSET
+    in_progress_max: Annotated[int, Meta(ge=1, le=100000000)] | UnsetType | None = UNSET
+    run_seconds_max: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | UnsetType | None = UNSET
+    oldest_every: Annotated[int, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
+    retention_seconds: Seconds | UnsetType | None = UNSET
+    dead_retention_seconds: Seconds | UnsetType | None = UNSET
+    paused: bool | UnsetType = UNSET
+
+    def policy(self, first: QueuePolicy, settings: Settings) -> QueuePolicy:
+        """The policy in the core's words, on top of the first one of the queue.
+
+        Raises:
+            Problem: A bound that is a setting is exceeded.
+        """
+        if isinstance(self.lease_seconds, float):
+            _check_lease(self.lease_seconds, settings, "lease_seconds")
+        facts: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if name != "paused" and getattr(self, name) is not UNSET
+        }
+        if isinstance(self.retry, RetryBody):
+            facts["retry"] = self.retry.retry()
+        return replace(first, **facts)
+
+
+class FilterBody(Body, frozen=True, kw_only=True):
+    """Which jobs a bulk request means: all conditions that are given must hold."""
+
+    state: JobState | list[JobState] | None = None
+    type: Type | None = None
+    consumer: Name | None = None
+    error: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    since: Moment | None = None
+    dry_run: bool = False
+
+    def where(self) -> JobFilter:
+        """The filter in the core's words."""
+        states = [self.state] if isinstance(self.state, JobState) else self.state or []
+        since = None if self.since is None else self.since.timestamp()
+        return JobFilter(frozenset(states), self.type, self.consumer, self.error, since)
+
+
+class RedriveBody(FilterBody, frozen=True, kw_only=True):
+    """A redrive of many jobs, at a rate if one is given."""
+
+    per_second: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+
+
+class ReleaseManyBody(FilterBody, frozen=True, kw_only=True):
+    """Worker's release of many jobs (`jobs`), or the operator's of all that match the filter."""
+
+    jobs: Annotated[list[ReleaseBody], Meta(min_length=1)] | None = None
+    dequeue: DequeueNextBody | None = None
+
+
+def check_batch(jobs: Sequence[object], settings: Settings) -> None:
+    """Refuse more jobs than a request may have.
+
+    Raises:
+        Problem: `invalid`.
+    """
+    if len(jobs) > settings.batch_jobs_max:
+        raise Problem(
+            "invalid", f"{len(jobs)} jobs are more than batch_jobs_max, {settings.batch_jobs_max}", field="jobs"
+        )
+
+
+def _check_lease(seconds: float | None, settings: Settings, field: str) -> None:
+    if seconds is not None and seconds > settings.lease_seconds_max:
+        raise Problem("invalid", f"a lease is at most lease_seconds_max, {settings.lease_seconds_max:g}", field=field)
+
+
+def _check_delay(seconds: float | None, settings: Settings, field: str) -> None:
+    if seconds is not None and seconds > settings.delay_seconds_max:
+        raise Problem("invalid", f"a delay is at most delay_seconds_max, {settings.delay_seconds_max:g}", field=field)

@@ -1,0 +1,255 @@
+"""`/v1`: the life of jobs. Enqueue, dequeue, and the verbs of those who hold leases, one job or many at a time."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, defstruct
+from quart import Blueprint, request
+
+from queue_actor.commands import (
+    BulkVerb,
+    Claim,
+    Command,
+    Conclude,
+    Dequeue,
+    Dequeued,
+    Enqueue,
+    Extend,
+    Fail,
+    IdempotencyKey,
+    Release,
+    Results,
+    TakeBack,
+)
+from queue_actor.engine import Engine
+from queue_actor.errors import QueueError
+from queue_actor.jobs import Job
+from queue_actor.settings import Settings
+from web.audit import audit
+from web.bodies import (
+    Body,
+    ClaimBody,
+    ConcludeBody,
+    DequeueBody,
+    DequeueManyBody,
+    DequeueNextBody,
+    EnqueueBody,
+    ExtendBody,
+    FailBody,
+    ReleaseBody,
+    ReleaseManyBody,
+    check_batch,
+)
+from web.exchanges import cancelled_by_disconnect
+from web.problems import Problem
+from web.queues import bulk
+from web.replies import Reply, reply
+from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
+from web.views import ResultsView, ResultView, enqueued_view, error_view, leases_view, result_view
+
+VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
+    "conclude": (ConcludeBody, Conclude),
+    "fail": (FailBody, Fail),
+    "extend": (ExtendBody, Extend),
+    "release": (ReleaseBody, Release),
+}
+"""The verbs of those who hold a lease: what they send, and the command it becomes."""
+
+RIDDEN = frozenset({"conclude", "fail", "release"})
+"""The verbs that may carry a dequeue, answered in the same round trip."""
+
+_encode = msgspec.json.encode
+
+
+def _fields(verb: str) -> list[Any]:
+    return [("dequeue", DequeueNextBody | None, None)] if verb in RIDDEN else []
+
+
+ONE = {
+    verb: msgspec.json.Decoder(
+        defstruct(f"One_{verb}", _fields(verb), bases=(body,), frozen=True, kw_only=True, forbid_unknown_fields=True)
+    )
+    for verb, (body, _) in VERBS.items()
+}
+RELEASE_MANY = msgspec.json.Decoder(ReleaseManyBody)
+MANY = {
+    verb: msgspec.json.Decoder(
+        defstruct(
+            f"Many_{verb}",
+            [("jobs", Annotated[list[body], Meta(min_length=1)]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
+            bases=(Body,),
+            frozen=True,
+            kw_only=True,
+            forbid_unknown_fields=True,
+        )
+    )
+    for verb, (body, _) in VERBS.items()
+}
+ENQUEUE = msgspec.json.Decoder(EnqueueBody)
+DEQUEUE = msgspec.json.Decoder(DequeueBody)
+DEQUEUE_MANY = msgspec.json.Decoder(DequeueManyBody)
+
+
+class Holders:
+    """What the routes below share: the engine, and how requests become commands."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+
+    async def dequeue(self, command: Dequeue) -> Dequeued:
+        """Carry out a dequeue; one that waits ends with its client."""
+        async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
+            return await self.engine.execute(command)
+
+    async def ride(self, body: Any, queue: str | None, key: IdempotencyKey | None) -> Dequeued | None:
+        """Carry out the dequeue that came with another verb, if one did."""
+        wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
+        if wanted is None:
+            return None
+        from_queue = wanted.queue or queue
+        if from_queue is None:
+            raise Problem("invalid", "the queue to dequeue from is not named", field="dequeue.queue")
+        return await self.dequeue(wanted.dequeue(from_queue, self.settings, key=key, path="dequeue."))
+
+    def claims(self, bodies: Sequence[ClaimBody], queue: str | None) -> list[Claim]:
+        """The claims of a request about many jobs.
+
+        Raises:
+            Problem: One of them is out of bounds, or names too little or too much.
+        """
+        check_batch(bodies, self.settings)
+        claims = []
+        for n, body in enumerate(bodies):
+            path = f"jobs[{n}]."
+            if queue is not None and body.queue not in {None, queue}:
+                raise Problem("invalid", "the path names another queue", field=f"{path}queue")
+            named = queue or body.queue
+            for field, value in (("queue", named), ("id", body.id), ("token", body.token)):
+                if value is None:
+                    raise Problem("invalid", f"{field} is missing", field=f"{path}{field}")
+            claims.append(body.claim(named or "", body.id or 0, self.settings, path))
+        return claims
+
+
+def job_routes(engine: Engine, settings: Settings) -> Blueprint:
+    """Enqueue, dequeue, conclude, fail, extend and release."""
+    routes = Blueprint("jobs", __name__, url_prefix="/v1")
+    holders = Holders(engine, settings)
+
+    @routes.post("/queues/<queue>/enqueue")
+    async def enqueue(queue: str) -> Reply:
+        refuse_query(request)
+        name, data = queue_name(queue), await body_of_request()
+        new = decode(ENQUEUE, data).new_jobs(settings)
+        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/enqueue")
+        enqueued = await engine.execute(Enqueue(name, new, key))
+        facts = {"queue": name, "jobs": len(enqueued.jobs)}
+        return reply(_encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": "memory"}, facts=facts)
+
+    @routes.post("/queues/<queue>/dequeue")
+    async def dequeue(queue: str) -> Reply:
+        refuse_query(request)
+        name, data = queue_name(queue), await body_of_request()
+        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/dequeue")
+        command = decode(DEQUEUE, data or b"{}").dequeue(name, settings, key=key)
+        return show_leases(command, await holders.dequeue(command))
+
+    @routes.post("/dequeue")
+    async def dequeue_several() -> Reply:
+        refuse_query(request)
+        data = await body_of_request()
+        body = decode(DEQUEUE_MANY, data)
+        key = idempotency_key(request.headers, data, "/v1/dequeue")
+        queues = body.queues if isinstance(body.queues, str) else tuple(body.queues)
+        command = body.dequeue(queues, settings, key=key)
+        return show_leases(command, await holders.dequeue(command))
+
+    for verb in VERBS:
+        routes.add_url_rule(f"/queues/<queue>/jobs/<id_>/{verb}", f"{verb}_one", one(holders, verb), methods=["POST"])
+        routes.add_url_rule(f"/queues/<queue>/{verb}", f"{verb}_many", many(holders, verb), methods=["POST"])
+        routes.add_url_rule(f"/{verb}", f"{verb}_across", many(holders, verb), methods=["POST"])
+    return routes
+
+
+def one(holders: Holders, verb: str) -> Callable[..., Any]:
+    """The handler of a verb for one job: real statuses."""
+    make = VERBS[verb][1]
+
+    async def handler(queue: str, id_: str) -> Reply:
+        refuse_query(request)
+        name, number, data = queue_name(queue), job_id(id_), await body_of_request()
+        body: Any = decode(ONE[verb], data or b"{}")
+        if body.id not in {None, number} or body.queue not in {None, name}:
+            raise Problem("invalid", "the path names another job", field="id")
+        if body.token is None and verb != "release":
+            raise Problem("invalid", "token is missing", field="token")
+        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/jobs/{number}/{verb}")
+        claim = body.claim(name, number, holders.settings, "")
+        if body.token is None:
+            job = (await holders.engine.execute(TakeBack(name, [number]))).single()
+            audit("release", queue=name, job=number)
+        else:
+            job = (await holders.engine.execute(make([claim]))).single()
+        view = result_view(job, extended=verb == "extend", dequeued=await holders.ride(body, name, key))
+        return reply(_encode(view), facts={"queue": name, "job": number, "state": job.state, "consumer": job.consumer})
+
+    return handler
+
+
+def many(holders: Holders, verb: str) -> Callable[..., Any]:
+    """The handler of a verb for many jobs, of one queue or of any: a result per job."""
+    make = VERBS[verb][1]
+
+    async def handler(queue: str | None = None) -> Reply:
+        refuse_query(request)
+        name, data = None if queue is None else queue_name(queue), await body_of_request()
+        body: Any
+        if verb == "release" and name is not None:
+            body = decode(RELEASE_MANY, data)
+            if body.jobs is None:
+                return await take_back(holders.engine, name, body)
+        else:
+            body = decode(MANY[verb], data)
+        claims = holders.claims(body.jobs, name)
+        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/{verb}")
+        results = (await holders.engine.execute(make(claims))).jobs
+        dequeued = await holders.ride(body, name, key)
+        view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
+        return reply(_encode(view), facts={"queue": name, "jobs": len(claims), "errors": view.errors})
+
+    return handler
+
+
+async def take_back(engine: Engine, name: str, body: ReleaseManyBody) -> Reply:
+    """The operator's release of all jobs that a consumer holds."""
+    if body.consumer is None:
+        raise Problem("invalid", "neither jobs nor a consumer is named", field="consumer")
+    return await bulk(engine, name, BulkVerb.RELEASE, body)
+
+
+def results_view(
+    claims: Sequence[Claim], results: Sequence[Job | QueueError], *, extended: bool, dequeued: Dequeued | None
+) -> ResultsView:
+    """The answer to a verb for many jobs."""
+    views = [
+        ResultView(id=claim.id, queue=claim.queue, error=error_view(result))
+        if isinstance(result, QueueError)
+        else result_view(result, extended=extended)
+        for claim, result in zip(claims, results, strict=True)
+    ]
+    errors = sum(isinstance(result, QueueError) for result in results)
+    return ResultsView(views, errors, UNSET if dequeued is None else leases_view(dequeued.leases))
+
+
+def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
+    """The answer to a dequeue."""
+    facts = {
+        "queue": command.queue,
+        "consumer": command.consumer,
+        "jobs": len(dequeued.leases),
+        "ids": [lease.job.id for lease in dequeued.leases[:10]],
+    }
+    return reply(_encode(leases_view(dequeued.leases)), headers={"Cache-Control": "no-store"}, facts=facts)

@@ -1,0 +1,221 @@
+"""`/v1`: looking at queues and jobs, and the operator's verbs. Each verb leaves a line in the audit log."""
+
+from typing import Any
+
+import msgspec
+from quart import Blueprint, request
+
+from queue_actor.commands import (
+    Bulk,
+    BulkVerb,
+    Cancel,
+    DeleteQueue,
+    Forget,
+    JobFilter,
+    ListQueues,
+    Pause,
+    QueueView,
+    ReadJob,
+    ReadQueue,
+    Redrive,
+    RunNow,
+    Search,
+    SetPolicy,
+)
+from queue_actor.engine import Engine, execute_in_slices
+from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FINISHED, FIRST_POLICY, JobState
+from queue_actor.settings import Settings
+from web.audit import audit
+from web.bodies import FilterBody, PolicyBody, RedriveBody
+from web.exchanges import cancelled_by_disconnect
+from web.problems import Problem
+from web.replies import Reply, reply
+from web.schemas import (
+    body_of_request,
+    decode,
+    filter_of_query,
+    job_id,
+    limited,
+    one_of,
+    queue_name,
+    refuse_query,
+    wait_seconds,
+)
+from web.views import JobsView, QueuesView, job_view, queue_document, result_view
+
+PAGE_MAX = 1_000
+PAGE = 100
+
+POLICY = msgspec.json.Decoder(PolicyBody)
+FILTER = msgspec.json.Decoder(FilterBody)
+REDRIVE = msgspec.json.Decoder(RedriveBody)
+
+_encode = msgspec.json.encode
+
+
+def queue_routes(engine: Engine, settings: Settings) -> Blueprint:
+    """Queues, reads, and the operator's verbs."""
+    routes = Blueprint("queues", __name__, url_prefix="/v1/queues")
+    desk = Desk(engine, settings)
+    for method, path, handler in (
+        ("GET", "", desk.list_queues),
+        ("GET", "/<queue>", desk.read_queue),
+        ("PUT", "/<queue>", desk.put_queue),
+        ("DELETE", "/<queue>", desk.delete_queue),
+        ("POST", "/<queue>/pause", desk.pause),
+        ("POST", "/<queue>/resume", desk.resume),
+        ("POST", "/<queue>/purge", desk.purge),
+        ("POST", "/<queue>/redrive", desk.redrive),
+        ("GET", "/<queue>/jobs", desk.search),
+        ("GET", "/<queue>/jobs/<id_>", desk.read_job),
+        ("DELETE", "/<queue>/jobs/<id_>", desk.forget),
+        ("POST", "/<queue>/jobs/<id_>/cancel", desk.cancel),
+        ("POST", "/<queue>/jobs/<id_>/redrive", desk.redrive_one),
+        ("POST", "/<queue>/jobs/<id_>/run", desk.run),
+    ):
+        # An endpoint of its own each, or the router takes two methods of one path for one route.
+        routes.add_url_rule(path, handler.__name__, handler, methods=[method])
+    return routes
+
+
+class Desk:
+    """The handlers; each is decode, execute, encode."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+
+    def _show(self, view: QueueView) -> Reply:
+        return reply(_encode(queue_document(view, self.engine.waiting(view.name))), facts={"queue": view.name})
+
+    async def list_queues(self) -> Reply:
+        """Queues by name."""
+        refuse_query(request, "prefix", "cursor", "limit")
+        query = request.args
+        command = ListQueues(
+            query.get("prefix", ""), query.get("cursor", ""), limited(query.get("limit"), PAGE, PAGE_MAX, "limit")
+        )
+        found = await self.engine.execute(command)
+        documents = [queue_document(view, self.engine.waiting(view.name)) for view in found.queues]
+        return reply(_encode(QueuesView(documents, found.next_after)))
+
+    async def read_queue(self, queue: str) -> Reply:
+        """A queue in figures; one that does not exist reads as empty."""
+        refuse_query(request)
+        return self._show(await self.engine.execute(ReadQueue(queue_name(queue))))
+
+    async def put_queue(self, queue: str) -> Reply:
+        """Give a queue its policy."""
+        refuse_query(request)
+        name = queue_name(queue)
+        body = decode(POLICY, await body_of_request() or b"{}")
+        policy = body.policy(DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY, self.settings)
+        view = await self.engine.execute(SetPolicy(name, policy))
+        if isinstance(body.paused, bool):
+            view = await self.engine.execute(Pause(name, body.paused))
+        audit("policy", queue=name, policy=msgspec.to_builtins(policy), paused=view.paused)
+        return self._show(view)
+
+    async def delete_queue(self, queue: str) -> Reply:
+        """Delete a queue that holds no unfinished jobs."""
+        refuse_query(request)
+        name = queue_name(queue)
+        view = await self.engine.execute(ReadQueue(name))
+        if view.exists and not any(view.counts[state] for state in JobState if state not in FINISHED):
+            await execute_in_slices(self.engine, Bulk(name, BulkVerb.PURGE, JobFilter(FINISHED)))
+        view = await self.engine.execute(DeleteQueue(name))
+        audit("delete_queue", queue=name)
+        return self._show(view)
+
+    async def pause(self, queue: str) -> Reply:
+        """Stop handing out a queue's jobs."""
+        return await self._set_paused(queue_name(queue), paused=True)
+
+    async def resume(self, queue: str) -> Reply:
+        """Hand out a queue's jobs again."""
+        return await self._set_paused(queue_name(queue), paused=False)
+
+    async def _set_paused(self, name: str, *, paused: bool) -> Reply:
+        refuse_query(request)
+        view = await self.engine.execute(Pause(name, paused))
+        audit("pause" if paused else "resume", queue=name)
+        return self._show(view)
+
+    async def purge(self, queue: str) -> Reply:
+        """Forget all jobs that match, but those in progress."""
+        body = decode(FILTER, await body_of_request() or b"{}")
+        if body.state is None:
+            raise Problem("invalid", "state is missing: a purge names what it forgets", field="state")
+        return await bulk(self.engine, queue, BulkVerb.PURGE, body)
+
+    async def redrive(self, queue: str) -> Reply:
+        """Queue all dead or cancelled jobs that match again."""
+        body = decode(REDRIVE, await body_of_request() or b"{}")
+        return await bulk(self.engine, queue, BulkVerb.REDRIVE, body, per_second=body.per_second)
+
+    async def search(self, queue: str) -> Reply:
+        """A page of the jobs that match."""
+        refuse_query(request, "state", "type", "consumer", "error", "since", "order", "limit", "cursor", "include")
+        query = request.args
+        command = Search(
+            queue_name(queue),
+            where=filter_of_query(query),
+            newest_first=one_of(query.get("order"), ("oldest", "newest"), "order") == "newest",
+            limit=limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
+            after_id=None if "cursor" not in query else job_id(query["cursor"], field="cursor"),
+        )
+        content = one_of(query.get("include"), ("", "content"), "include") == "content"
+        found = await self.engine.execute(command)
+        views = [job_view(job, content=content) for job in found.jobs]
+        return reply(_encode(JobsView(views, None if found.next_after is None else str(found.next_after))))
+
+    async def read_job(self, queue: str, id_: str) -> Reply:
+        """A job with its history; or wait for its end."""
+        refuse_query(request, "wait_seconds")
+        wait = wait_seconds(request.args.get("wait_seconds"), self.settings, "wait_seconds")
+        command = ReadJob(queue_name(queue), job_id(id_), wait)
+        if wait > 0:
+            async with cancelled_by_disconnect(request):
+                job = await self.engine.execute(command)
+        else:
+            job = await self.engine.execute(command)
+        return reply(
+            _encode(job_view(job, history=True)), facts={"queue": job.queue, "job": job.id, "state": job.state}
+        )
+
+    async def forget(self, queue: str, id_: str) -> Reply:
+        """Forget a finished job."""
+        return await self._by_id("forget", Forget, queue, id_)
+
+    async def cancel(self, queue: str, id_: str) -> Reply:
+        """Call a job off."""
+        return await self._by_id("cancel", Cancel, queue, id_)
+
+    async def redrive_one(self, queue: str, id_: str) -> Reply:
+        """Queue a dead or cancelled job again."""
+        return await self._by_id("redrive", Redrive, queue, id_)
+
+    async def run(self, queue: str, id_: str) -> Reply:
+        """Make a scheduled job ready now."""
+        return await self._by_id("run", RunNow, queue, id_)
+
+    async def _by_id(self, verb: str, command: Any, queue: str, id_: str) -> Reply:
+        refuse_query(request)
+        name, number = queue_name(queue), job_id(id_)
+        job = (await self.engine.execute(command(name, [number]))).single()
+        audit(verb, queue=name, job=number)
+        return reply(_encode(result_view(job)), facts={"queue": name, "job": number, "state": job.state})
+
+
+async def bulk(
+    engine: Engine, queue: str, verb: BulkVerb, body: FilterBody, *, per_second: float | None = None
+) -> Reply:
+    """Carry out one verb on all jobs that match: how many, and how many could not be done."""
+    refuse_query(request)
+    name = queue_name(queue)
+    command = Bulk(name, verb, body.where(), dry_run=body.dry_run, per_second=per_second)
+    done = await execute_in_slices(engine, command)
+    if not body.dry_run:
+        audit(verb, queue=name, where=msgspec.to_builtins(command.where), per_second=per_second, count=done.count)
+    document = {"count": done.count, "refused": done.refused, "dry_run": body.dry_run}
+    return reply(_encode(document), facts={"queue": name, "jobs": done.count})

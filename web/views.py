@@ -1,0 +1,254 @@
+"""What goes out over `/v1`: jobs, queues and results as JSON, in the shapes of web/README.md."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from queue_actor.commands import Dequeued, EnqueuedJob, Lease, QueueView
+from queue_actor.errors import QueueError
+from queue_actor.jobs import Attempt, Job, QueuePolicy
+
+
+class AttemptView(msgspec.Struct, frozen=True):
+    """An attempt that has ended."""
+
+    attempt: int
+    consumer: str | None
+    started_at: str
+    ended_at: str
+    outcome: str
+    error: Any
+
+
+class LeaseView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A lease; its token is in the answer to a dequeue only."""
+
+    fence: int
+    seconds: float
+    expires_at: str | None
+    token: str | UnsetType = UNSET
+
+
+class JobView(msgspec.Struct, frozen=True):
+    """A job, whole. Lists leave out payload and result unless asked, and the history always."""
+
+    queue: str
+    id: int
+    type: str
+    state: str
+    priority: int
+    meta: dict[str, str]
+    traceparent: str | None
+    unique_key: str | None
+    created_at: str
+    not_before: str | None
+    expires_at: str | None
+    attempts: int
+    fails: int
+    stales: int
+    max_attempts: int | None  # its own; None: its queue's
+    consumer: str | None
+    lease: LeaseView | None
+    cancel_requested: bool
+    progress: Raw
+    reason: str | None
+    finished_at: str | None
+    payload: Raw | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    history: Sequence[AttemptView] | UnsetType = UNSET
+
+
+NULL = Raw(b"null")
+
+
+@lru_cache(maxsize=1_024)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
+
+
+def timestamp(seconds: float) -> str:
+    """A moment of the wall clock, by RFC 3339 in UTC with milliseconds."""
+    whole, milliseconds = divmod(round(seconds * 1_000), 1_000)
+    return f"{_second(whole)}.{milliseconds:03d}Z"
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else timestamp(seconds)
+
+
+def _raw(text: bytes | None) -> Raw:
+    return NULL if text is None else Raw(text)
+
+
+def _attempt(number: int, attempt: Attempt) -> AttemptView:
+    return AttemptView(
+        number,
+        attempt.consumer,
+        timestamp(attempt.started_at),
+        timestamp(attempt.ended_at),
+        attempt.outcome,
+        attempt.error,
+    )
+
+
+def job_view(job: Job, *, token: str | None = None, content: bool = True, history: bool = False) -> JobView:
+    """A job as a reader sees it; with a token, as the consumer who has just dequeued it."""
+    options = job.options
+    ended = len(job.history)
+    ends_at = job.attempts - (1 if job.lease_expires_at is not None else 0)
+    return JobView(
+        queue=job.queue,
+        id=job.id,
+        type=job.type,
+        state=job.state,
+        priority=job.priority,
+        meta=options.meta or {},
+        traceparent=options.traceparent,
+        unique_key=options.unique_key,
+        created_at=timestamp(job.created_at),
+        not_before=_moment(job.not_before),
+        expires_at=_moment(job.expires_at),
+        attempts=job.attempts,
+        fails=job.fails,
+        stales=job.stales,
+        max_attempts=options.max_attempts,
+        consumer=job.consumer,
+        lease=_lease(job, UNSET if token is None else token),
+        cancel_requested=job.cancel_requested,
+        progress=_raw(job.progress),
+        reason=job.reason,
+        finished_at=_moment(job.finished_at),
+        payload=_raw(job.payload) if content else UNSET,
+        result=_raw(job.result) if content else UNSET,
+        history=[_attempt(ends_at - ended + 1 + n, attempt) for n, attempt in enumerate(job.history)]
+        if history
+        else UNSET,
+    )
+
+
+class ErrorView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why one job of many was refused."""
+
+    code: str
+    detail: str
+    field: str | None = None
+
+
+class ResultView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one job."""
+
+    id: int | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    existing: bool = False
+    error: ErrorView | UnsetType = UNSET
+    # Of an extended job:
+    lease: LeaseView | UnsetType | None = UNSET
+    cancel_requested: bool | UnsetType = UNSET
+    # Of a verb that carried a dequeue:
+    dequeued: "JobsView | UnsetType" = UNSET
+
+
+class ResultsView(msgspec.Struct, frozen=True):
+    """The answers to a request about many jobs, in the order sent, and how many are errors."""
+
+    jobs: Sequence[ResultView]
+    errors: int
+    dequeued: "JobsView | UnsetType" = UNSET
+
+
+class JobsView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Jobs, and where the next page begins."""
+
+    jobs: Sequence[JobView]
+    next_cursor: str | UnsetType | None = UNSET
+
+
+def error_view(refusal: QueueError) -> ErrorView:
+    """A refusal inside a list of results."""
+    return ErrorView(refusal.code, refusal.detail, refusal.field)
+
+
+def enqueued_view(jobs: Sequence[EnqueuedJob | QueueError]) -> ResultsView:
+    """The answer to an enqueue."""
+    views = [
+        ResultView(error=error_view(job))
+        if isinstance(job, QueueError)
+        else ResultView(id=job.id, state=job.state, existing=job.existing)
+        for job in jobs
+    ]
+    return ResultsView(views, sum(isinstance(job, QueueError) for job in jobs))
+
+
+def leases_view(leases: Sequence[Lease]) -> JobsView:
+    """The answer to a dequeue."""
+    return JobsView([job_view(lease.job, token=lease.token) for lease in leases])
+
+
+def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | None = None) -> ResultView:
+    """What became of a job; of an extended one also until when, and whether a cancel was asked for."""
+    return ResultView(
+        id=job.id,
+        queue=job.queue,
+        state=job.state,
+        lease=_lease(job) if extended else UNSET,
+        cancel_requested=job.cancel_requested if extended else UNSET,
+        dequeued=UNSET if dequeued is None else leases_view(dequeued.leases),
+    )
+
+
+def _lease(job: Job, token: str | UnsetType = UNSET) -> LeaseView | None:
+    if job.lease_expires_at is None:
+        return None
+    return LeaseView(job.fence, job.lease_seconds, timestamp(job.lease_expires_at), token)
+
+
+class ConsumerView(msgspec.Struct, frozen=True):
+    """A consumer that asked for jobs lately."""
+
+    name: str
+    seen_seconds: float
+
+
+class QueueDocument(msgspec.Struct, frozen=True):
+    """A queue in figures."""
+
+    name: str
+    exists: bool
+    paused: bool
+    declared: bool
+    counts: dict[str, int]
+    oldest_age_seconds: float | None
+    per_minute: dict[str, float]
+    waiters: int
+    consumers: Sequence[ConsumerView]
+    last_id: int
+    policy: QueuePolicy
+
+
+def queue_document(view: QueueView, waiters: int) -> QueueDocument:
+    """A queue as `/v1` shows it."""
+    return QueueDocument(
+        name=view.name,
+        exists=view.exists,
+        paused=view.paused,
+        declared=view.declared,
+        counts={str(state): count for state, count in view.counts.items()},
+        oldest_age_seconds=None if view.oldest_age_seconds is None else round(view.oldest_age_seconds, 3),
+        per_minute={verb: round(rate, 2) for verb, rate in view.per_minute.items()},
+        waiters=waiters,
+        consumers=[ConsumerView(name, round(seconds, 1)) for name, seconds in view.consumers.items()],
+        last_id=view.last_id,
+        policy=view.policy,
+    )
+
+
+class QueuesView(msgspec.Struct, frozen=True):
+    """Queues by name, and where the next page begins."""
+
+    queues: Sequence[QueueDocument]
+    next_cursor: str | None
