@@ -186,6 +186,7 @@ class Ledger:
             revision=self._revision,
             priority=new.priority,
             place=queue.next_place if not_before is None else 0,
+            ready_at=now.wall if not_before is None else 0.0,
             not_before=not_before,
             expires_at=expires_at,
             options=new.options,
@@ -210,7 +211,7 @@ class Ledger:
 
     def make_ready(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
         """Queue a job at the back."""
-        moved = self.move(queue, job, verb, QUEUED, now, place=queue.next_place, **facts)
+        moved = self.move(queue, job, verb, QUEUED, now, place=queue.next_place, ready_at=now.wall, **facts)
         self._append(queue, moved)
         return moved
 

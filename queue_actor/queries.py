@@ -80,7 +80,7 @@ def view(queue: Queue | None, name: str, now: Now) -> QueueView:
         paused=queue.paused,
         policy=queue.policy,
         declared=queue.declared,
-        oldest_age_seconds=None if oldest is None else max(0.0, now.wall - _ready_since(queue.jobs[oldest])),
+        oldest_age_seconds=None if oldest is None else max(0.0, now.wall - queue.jobs[oldest].ready_at),
         per_minute={verb: meter.per_minute(now.monotonic) for verb, meter in queue.meters.items()},
         consumers={
             consumer: now.monotonic - seen
@@ -89,10 +89,6 @@ def view(queue: Queue | None, name: str, now: Now) -> QueueView:
         },
         last_id=queue.next_id - 1,
     )
-
-
-def _ready_since(job: Job) -> float:
-    return max(job.created_at, job.not_before or 0.0)
 
 
 def list_queues(queues: Mapping[str, Queue], command: ListQueues, now: Now) -> QueuesFound:

@@ -793,7 +793,7 @@ NO_POLICY: Facts = {
 NEW_JOB: Facts = {
     "state": "scheduled",
     "place": 0,
-    "ready_at": None,
+    "ready_at": 0.0,
     "attempts": 0,
     "fails": 0,
     "stales": 0,
