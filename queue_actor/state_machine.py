@@ -243,15 +243,13 @@ class StateMachine:
             if settings.queues == "declared" and command.queue != DEFAULT_QUEUE:
                 raise UnknownQueue(f"there is no queue {command.queue}, and queues must be declared", field="queue")
             self._check_new_queue(command.queue)
-        # A job whose unique key is taken adds nothing.
-        new = [job for job in command.jobs if queue is None or job.options.unique_key not in queue.unique]
-        if self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
+        jobs, payload_bytes = queries.growth(queue, command.jobs)
+        if jobs and self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + jobs > settings.queued_jobs_max:
             raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
         most = None if queue is None else queue.policy.queued_jobs_max
-        if queue is not None and most is not None and queue.waiting + len(new) > most:
+        if jobs and queue is not None and most is not None and queue.waiting + jobs > most:
             raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
-        added = sum(len(job.payload) for job in new if job.payload is not None)
-        if self._ledger.kept_bytes + added > settings.memory_bytes_max:
+        if payload_bytes > 0 and self._ledger.kept_bytes + payload_bytes > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
 
     def _enqueue_one(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:

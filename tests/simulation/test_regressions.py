@@ -2,8 +2,24 @@
 
 from typing import Any
 
-from queue_actor.commands import Cancel, Command, Enqueue, NewJob, ReadQueue, Redrive, RunNow
-from queue_actor.jobs import DEFAULT_QUEUE_POLICY, Now
+import pytest
+
+from queue_actor.commands import (
+    Cancel,
+    Command,
+    Conclude,
+    ConcludeClaim,
+    Dequeue,
+    Enqueue,
+    NewJob,
+    ReadQueue,
+    Redrive,
+    Release,
+    ReleaseClaim,
+    RunNow,
+)
+from queue_actor.errors import MemoryFull
+from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, Now, OnExisting
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES
@@ -23,6 +39,10 @@ class World:
         self.now = Now(self.now.monotonic + seconds, self.now.wall + seconds)
 
 
+def unique(key: str, payload: bytes | None = None, on_existing: OnExisting = OnExisting.KEEP) -> NewJob:
+    return NewJob("t", payload, options=JobOptions(unique_key=key), on_existing=on_existing)
+
+
 def test_the_default_queue_reads_as_unlimited_before_there_is_a_job_in_it() -> None:
     assert World().do(ReadQueue("default")).policy == DEFAULT_QUEUE_POLICY
 
@@ -39,3 +59,45 @@ def test_the_oldest_age_counts_from_when_a_job_was_last_queued_at_the_back() -> 
         world.wait(5)
 
         assert world.do(ReadQueue("q")).oldest_age_seconds == 5
+
+
+def test_a_replaced_payload_counts_against_the_memory_limit() -> None:
+    world = World(memory_bytes_max=10)
+    world.do(Enqueue("q", [unique("k", b"1")]))
+    larger = unique("k", b"x" * 10, OnExisting.REPLACE)
+    world.do(Enqueue("q", [larger]))
+
+    with pytest.raises(MemoryFull):
+        world.do(Enqueue("q", [unique("k", b"x" * 11, OnExisting.REPLACE)]))
+    with pytest.raises(MemoryFull):
+        world.do(Enqueue("q", [larger, NewJob("t", b"1")]))
+
+
+def test_a_full_queue_answers_with_the_job_that_is_there() -> None:
+    """What adds no job is not refused for their number: a job that came back may have filled the queue beyond it."""
+    world = World(queued_jobs_max=1)
+    world.do(Enqueue("q", [unique("k")]))
+    (lease,) = world.do(Dequeue("q")).leases
+    world.do(Enqueue("q", [NewJob("t")]))
+    world.do(Release([ReleaseClaim("q", 1, lease.token)]))
+
+    (answer,) = world.do(Enqueue("q", [unique("k")])).jobs
+
+    assert answer.existing
+
+
+def test_full_memory_does_not_refuse_what_adds_no_bytes() -> None:
+    world = World(memory_bytes_max=10)
+    world.do(Enqueue("q", [NewJob("t")]))
+    (lease,) = world.do(Dequeue("q")).leases
+    world.do(Conclude([ConcludeClaim("q", 1, lease.token, None, b"x" * 11)]))
+
+    assert world.do(Enqueue("q", [NewJob("t")])).jobs
+
+
+def test_a_unique_key_twice_in_a_batch_needs_the_room_of_one_job() -> None:
+    world = World(queued_jobs_max=1, memory_bytes_max=10)
+
+    first, second = world.do(Enqueue("q", [unique("k", b"x" * 10), unique("k", b"x" * 10)])).jobs
+
+    assert (first.existing, second.existing) == (False, True)
