@@ -317,7 +317,7 @@ class StateMachine:
     def _named(self, names: str | tuple[str, ...]) -> Sequence[Queue]:
         """Those of several queues that exist; of all that begin with a prefix, those that have jobs, by name."""
         if not isinstance(names, str):
-            return [self._queues[name] for name in names if name in self._queues]
+            return [self._queues[name] for name in dict.fromkeys(names) if name in self._queues]
         if not names.endswith("*"):
             return ()
         self._ledger.stocked = {name for name in self._ledger.stocked if len(self._queues[name].ready)}

@@ -10,6 +10,7 @@ from queue_actor.commands import (
     Conclude,
     ConcludeClaim,
     Dequeue,
+    DequeueOrder,
     Enqueue,
     NewJob,
     ReadQueue,
@@ -101,3 +102,13 @@ def test_a_unique_key_twice_in_a_batch_needs_the_room_of_one_job() -> None:
     first, second = world.do(Enqueue("q", [unique("k", b"x" * 10), unique("k", b"x" * 10)])).jobs
 
     assert (first.existing, second.existing) == (False, True)
+
+
+def test_a_queue_named_twice_takes_one_turn_in_the_fair_order() -> None:
+    world = World()
+    world.do(Enqueue("a", [NewJob("t"), NewJob("t")]))
+    world.do(Enqueue("b", [NewJob("t")]))
+
+    leases = world.do(Dequeue(("a", "a", "b"), count=2, order=DequeueOrder.FAIR)).leases
+
+    assert [lease.job.queue for lease in leases] == ["a", "b"]
