@@ -230,8 +230,9 @@ class StateMachine:
                 return answer
         self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
+        first = queue.next_id
         reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
-        queue.meters["enqueue"].add(now.monotonic, len(command.jobs))
+        queue.meters["enqueue"].add(now.monotonic, queue.next_id - first)
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
         return reply

@@ -112,3 +112,11 @@ def test_a_queue_named_twice_takes_one_turn_in_the_fair_order() -> None:
     leases = world.do(Dequeue(("a", "a", "b"), count=2, order=DequeueOrder.FAIR)).leases
 
     assert [lease.job.queue for lease in leases] == ["a", "b"]
+
+
+def test_only_jobs_that_were_made_count_as_enqueued() -> None:
+    world = World()
+    for on_existing in (*OnExisting, OnExisting.REFUSE):
+        world.do(Enqueue("q", [unique("k", on_existing=on_existing)]))
+
+    assert world.do(ReadQueue("q")).per_minute["enqueue"] == 1
