@@ -619,20 +619,20 @@ class StateMachine:
         due = _slice(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
         expired = _slice(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
         forget = partial(self._forget_kept, now)
-        forgotten = _slice(self._ledger.kept, now.monotonic, limit, forget)
-        forgotten += _slice(self._ledger.dead, now.monotonic, limit, forget)
+        old = _slice(self._ledger.kept, now.monotonic, limit, forget)
+        old_dead = _slice(self._ledger.dead, now.monotonic, limit, forget)
         # Beyond their number those go first whose time would have come first.
         over = len(self._ledger.kept) - self._settings.retention_jobs
-        forgotten += _slice(self._ledger.kept, inf, min(over, limit), forget)
+        lost = _slice(self._ledger.kept, inf, min(over, limit), forget)
         over = len(self._ledger.dead) - self._settings.dead_retention_jobs
         dead_lost = _slice(self._ledger.dead, inf, min(over, limit), forget)
         return Swept(
             stale=stale,
             due=due,
             expired=expired,
-            forgotten=forgotten + dead_lost,
+            forgotten=old + old_dead + lost + dead_lost,
             dead_lost=dead_lost,
-            more=max(stale, due, expired, forgotten, dead_lost) >= limit,
+            more=limit in {stale, due, expired, old, old_dead, lost, dead_lost},
             next_due_seconds=self.next_due_seconds(now),
         )
 

@@ -18,6 +18,7 @@ from queue_actor.commands import (
     Release,
     ReleaseClaim,
     RunNow,
+    Sweep,
 )
 from queue_actor.errors import MemoryFull
 from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, Now, OnExisting
@@ -120,3 +121,17 @@ def test_only_jobs_that_were_made_count_as_enqueued() -> None:
         world.do(Enqueue("q", [unique("k", on_existing=on_existing)]))
 
     assert world.do(ReadQueue("q")).per_minute["enqueue"] == 1
+
+
+def test_a_sweep_with_no_full_slice_does_not_ask_for_another() -> None:
+    """Two kinds of jobs to forget, fewer than a slice of each."""
+    world = World(sweep_slice=2, retention_seconds=1.0, dead_retention_seconds=1.0)
+    world.do(Enqueue("q", [NewJob("t", ttl_seconds=1.0), NewJob("t")]))
+    world.wait(2)
+    world.do(Cancel("q", [2]))
+    assert world.do(Sweep()).expired == 1
+    world.wait(2)
+
+    swept = world.do(Sweep())
+
+    assert (swept.forgotten, swept.more) == (2, False)
