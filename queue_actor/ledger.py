@@ -97,7 +97,7 @@ class Ledger:
         self._changes: list[Change] = []
         self._revision = 0
         self._id_floor = 1  # what deleted queues leave behind: their successors begin here
-        self._fence_floor = 0
+        self._fence_floor = 1  # 0 is the fence of a job that was never leased
 
     def take_changes(self) -> Sequence[Change]:
         """The changes since the last call, oldest first; the caller stores them before he answers anyone.

@@ -135,3 +135,14 @@ def test_a_sweep_with_no_full_slice_does_not_ask_for_another() -> None:
     swept = world.do(Sweep())
 
     assert (swept.forgotten, swept.more) == (2, False)
+
+
+def test_a_fence_is_more_than_0_also_where_the_wall_clock_was_never_set() -> None:
+    """0 is the fence of a job that was never leased."""
+    world = World()
+    world.now = Now(monotonic=1.0, wall=0.0)
+    world.do(Enqueue("q", [NewJob("t")]))
+
+    (lease,) = world.do(Dequeue("q")).leases
+
+    assert lease.job.fence > 0
