@@ -457,10 +457,9 @@ class StateMachine:
     def _extend_one(self, claim: ExtendClaim, now: Now) -> Job:
         queue, job, _ = self._held(claim, None)
         seconds = claim.lease_seconds or job.lease_seconds
-        if now.monotonic + seconds > self._ledger.run_ends.get((queue.name, job.id), now.monotonic + seconds):
-            raise RunTooLong(
-                f"an attempt may last {queue.policy.run_seconds_max} s in {queue.name}", field="lease_seconds"
-            )
+        left = self._ledger.run_ends.get((queue.name, job.id), inf) - now.monotonic
+        if seconds > left:
+            raise RunTooLong(f"this attempt may last {max(0.0, left):g} s more", field="lease_seconds")
         self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
         facts: dict[str, Any] = {"lease_seconds": seconds, "lease_expires_at": now.wall + seconds}
         if claim.progress is not None:

@@ -12,16 +12,19 @@ from queue_actor.commands import (
     Dequeue,
     DequeueOrder,
     Enqueue,
+    Extend,
+    ExtendClaim,
     NewJob,
     ReadQueue,
     Redrive,
     Release,
     ReleaseClaim,
     RunNow,
+    SetPolicy,
     Sweep,
 )
 from queue_actor.errors import MemoryFull
-from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, Now, OnExisting
+from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, Now, OnExisting, QueuePolicy
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES
@@ -146,3 +149,17 @@ def test_a_fence_is_more_than_0_also_where_the_wall_clock_was_never_set() -> Non
     (lease,) = world.do(Dequeue("q")).leases
 
     assert lease.job.fence > 0
+
+
+def test_an_extend_that_is_refused_names_the_limit_of_this_attempt() -> None:
+    """Not that of a policy which came after it."""
+    world = World()
+    world.do(SetPolicy("q", QueuePolicy(run_seconds_max=10.0)))
+    world.do(Enqueue("q", [NewJob("t")]))
+    (lease,) = world.do(Dequeue("q")).leases
+    world.do(SetPolicy("q", QueuePolicy()))
+
+    (refusal,) = world.do(Extend([ExtendClaim("q", 1, lease.token, lease_seconds=20.0)])).jobs
+
+    assert refusal.code == "run_too_long"
+    assert refusal.detail == "this attempt may last 10 s more"
