@@ -159,7 +159,7 @@ NEW_JOBS = st.tuples(
         on_existing=st.sampled_from(OnExisting),
     ),
 )
-POLICIES = st.just(QueuePolicy()) | st.builds(
+POLICIES = st.builds(
     QueuePolicy,
     max_attempts=often(None, 1, 3),
     max_stale=often(None, 1, 2, 3),
@@ -222,10 +222,20 @@ class ModelMachine(RuleBasedStateMachine):
     """Two queues, told the same."""
 
     reached: ClassVar[set[tuple[str, str, str]]] = set()  # transitions made in any example
+    agreed = False  # on all that came so far
 
-    @initialize(world=WORLDS, queue=QUEUES, policy=POLICIES, jobs=st.lists(NEW_JOBS, min_size=1, max_size=4))
+    @initialize(
+        world=WORLDS,
+        policy=POLICIES,
+        jobs=st.lists(NEW_JOBS, min_size=1, max_size=3),
+        others=st.lists(NEW_JOBS, max_size=2),
+    )
     def begin(
-        self, world: Settings, queue: str, policy: QueuePolicy, jobs: Sequence[tuple[float | None, NewJob]]
+        self,
+        world: Settings,
+        policy: QueuePolicy,
+        jobs: Sequence[tuple[float | None, NewJob]],
+        others: Sequence[tuple[float | None, NewJob]],
     ) -> None:
         self.settings = world
         self.machine = StateMachine(world, secret=SECRET)
@@ -244,8 +254,9 @@ class ModelMachine(RuleBasedStateMachine):
         self.compared: dict[Key, Job] = {}
         self.under_keys: list[Enqueue | Dequeue] = []
         self.state = copy_of(self.machine)
-        self.do(SetPolicy(queue, policy))
-        self.enqueue(queue, jobs, None)
+        self.do(SetPolicy("a", policy))
+        self.enqueue("a", jobs, None)
+        self.enqueue("default", others, None)
 
     @property
     def now(self) -> Now:
@@ -260,6 +271,7 @@ class ModelMachine(RuleBasedStateMachine):
 
     def do(self, command: Command[Any]) -> Any:
         """Carry out a command, compare what came of it, and return the reply (or the refusal)."""
+        self.agreed = False
         self.model.now = self.now
         available = [name for name in self.model.queues if self.model.available(name)]
         try:
@@ -290,6 +302,7 @@ class ModelMachine(RuleBasedStateMachine):
         self.state = state
         self.compare()
         self.count_again()
+        self.agreed = True
         return reply
 
     def follow(self, changes: Sequence[Change]) -> dict[Key, list[float]]:
@@ -394,7 +407,7 @@ class ModelMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Compare every job once more, also those that have not changed since they were compared."""
-        if hasattr(self, "model"):
+        if self.agreed:
             self.compared.clear()
             self.model.now = self.now
             self.compare()
@@ -614,12 +627,19 @@ class ModelMachine(RuleBasedStateMachine):
     def pause(self, number: int | None, paused: bool) -> None:
         self.do(Pause(self.there(number), paused))
 
-    @rule(number=THERE, clear_out=seldom(False, True))
-    def delete_queue(self, number: int | None, clear_out: bool) -> None:
+    @rule(number=THERE)
+    def delete_queue(self, number: int | None) -> None:
+        self.do(DeleteQueue(self.there(number)))
+
+    @rule(number=THERE, seconds=often(0.0, -5.0))
+    def make_queue_again(self, number: int | None, seconds: float) -> None:
         name = self.there(number)
-        for verb in (BulkVerb.RELEASE, BulkVerb.PURGE) if clear_out else ():
+        for verb in (BulkVerb.RELEASE, BulkVerb.PURGE):
             self.bulk(number=number, verb=verb, where=(None, JobFilter()), spread=None, slices=99)
         self.do(DeleteQueue(name))
+        self.the_wall_clock_is_set(seconds)
+        self.do(Enqueue(name, [NewJob("t")]))
+        self.dequeue(Dequeue(name))
 
     # --- readers
 
@@ -674,6 +694,20 @@ class ModelMachine(RuleBasedStateMachine):
     def later(self, seconds: float) -> None:
         self.time_passes(seconds)
         self.do(Sweep())
+
+    @rule(back=BACKS, offset=st.sampled_from((0.0, 0.0, -0.25, 0.25)), sweep=often(True, False))
+    def a_moment_comes(self, back: int, offset: float, sweep: bool) -> None:
+        """A deadline is reached, or nearly."""
+        model = self.model
+        moments = [(at, self.monotonic) for at in (*model.lease_ends.values(), *model.kept_until.values())]
+        for job in self.known.values():
+            if job.state in WAITING:
+                moments += [(at, self.wall) for at in (job.not_before, job.expires_at) if at is not None]
+        waits = sorted({at - clock for at, clock in moments if at > clock})
+        if waits:
+            self.time_passes(max(0.0, waits[back % len(waits)] + offset))
+        if sweep:
+            self.do(Sweep())
 
     @rule(seconds=st.sampled_from((5.0, -5.0, 50.0, -50.0)))
     def the_wall_clock_is_set(self, seconds: float) -> None:
@@ -808,6 +842,7 @@ def run_examples(examples: int) -> None:
             stateful_step_count=STEPS,
             deadline=None,
             print_blob=True,
+            report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
     )
