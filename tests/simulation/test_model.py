@@ -739,7 +739,7 @@ def plain(reply: Any) -> Any:
         case JobsFound():
             return {"jobs": [plain(job) for job in reply.jobs], "next_after": reply.next_after}
         case Dequeued():
-            return {"leases": [plain(lease.job) for lease in reply.leases]}
+            return {"leases": [plain(lease.job) for lease in reply.leases], "repeated": reply.repeated}
         case _:
             return rounded(builtins(reply))
 
