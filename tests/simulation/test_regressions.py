@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from queue_actor.commands import (
     Cancel,
@@ -185,3 +186,17 @@ def test_a_repeated_dequeue_whose_leases_are_lost_does_not_stand_in_line() -> No
     assert answer is not None
     assert not answer.leases
     assert [request for request, _ in served] == [behind]
+
+
+def test_a_job_replaced_again_and_again_leaves_no_trail() -> None:
+    """Each time it is put off it leaves a slot of the ready array, and nobody dequeues."""
+    world = World()
+    later = replace(unique("k", on_existing=OnExisting.REPLACE), delay_seconds=1.0)
+    for _ in range(500):
+        world.do(Enqueue("q", [later]))
+        world.wait(1)
+        world.do(Sweep())
+
+    (array,) = world.machine._ledger.queues["q"].ready.statistics().values()
+    assert array.live == 1
+    assert array.used < 50
