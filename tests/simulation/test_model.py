@@ -563,20 +563,28 @@ class ModelMachine(RuleBasedStateMachine):
         outcomes=st.lists(st.sampled_from(("died", "failed", "failed at once", "released")), min_size=1, max_size=6),
         error=ERRORS,
         cancelled=often(None, 0, 1, 2),
-        late=often(None, *CLAIM_TYPES),
+        other=often(None, *CLAIM_TYPES),
+        other_shows=st.sampled_from(("old token", "nothing")),
     )
     def attempts(
-        self, number: int | None, outcomes: Sequence[str], error: JobError | None, cancelled: int | None, late: Any
+        self,
+        *,
+        number: int | None,
+        outcomes: Sequence[str],
+        error: JobError | None,
+        cancelled: int | None,
+        other: Any,
+        other_shows: str,
     ) -> None:
-        """The first job in line is tried again and again, and those who lost it still speak of it."""
+        """The first job in line is tried again and again, and others than the holder speak of it, too."""
         for attempt, outcome in enumerate(outcomes):
             if not self.dequeue(Dequeue(self.there(number), consumer="c1")):
                 break
             shown = self.claim(0, "old token", None)
             if attempt == cancelled:
                 self.do(Cancel(shown["queue"], [shown["id"]]))
-            if late is not None:
-                self.do(late([CLAIM_TYPES[late](**self.claim(1, "old token", None))]))
+            if other is not None:
+                self.do(other([CLAIM_TYPES[other](**self.claim(1, other_shows, None))]))
             if outcome == "released":
                 self.do(Release([ReleaseClaim(**shown)]))
             elif outcome == "died":
