@@ -243,8 +243,10 @@ class StateMachine:
             if settings.queues == "declared" and command.queue != DEFAULT_QUEUE:
                 raise UnknownQueue(f"there is no queue {command.queue}, and queues must be declared", field="queue")
             self._check_new_queue(command.queue)
-        # A job whose unique key is taken adds nothing.
-        new = [job for job in command.jobs if queue is None or job.options.unique_key not in queue.unique]
+        new = command.jobs
+        if queue is not None and queue.unique:
+            # A job whose unique key is taken adds nothing.
+            new = [job for job in new if job.options.unique_key not in queue.unique]
         if self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
             raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
         most = None if queue is None else queue.policy.queued_jobs_max
