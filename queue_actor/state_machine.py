@@ -10,8 +10,7 @@ Rules for editors:
 1. Whatever is decided about a job is decided here; whatever changes it goes through `Ledger.move`, which checks the
    transition against `TRANSITIONS` and notes the change. The picture of the table heads queue_actor/README.md.
 2. Validate everything, then mutate: a refused command leaves the state exactly as it was.
-3. No clock, no randomness, no I/O. Time is the argument `now`; the token secret, from which chance is drawn too, is
-   an argument.
+3. No clock, no randomness, no I/O. Time is an argument; so is the token secret, from which chance is drawn too.
 4. Leases run on `now.monotonic`; whatever is planned or shown runs on `now.wall`.
 5. Nothing scans: work is proportional to what a command changes, and whatever may be much is cut into slices.
 
