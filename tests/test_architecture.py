@@ -22,7 +22,7 @@ PURE = (
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 700, "commands.py": 500}
+LONGER = {"state_machine.py": 750, "commands.py": 500}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 
