@@ -55,7 +55,6 @@ UNACKNOWLEDGED_SECONDS = 30
 GRACEFUL_SECONDS = 3.0
 LIFESPAN_SECONDS = 1.0
 
-BACKLOG = 1024
 # A hostile body, a chunk for each byte, takes h11 20 ms a read: nobody else is served meanwhile.
 READ_BYTES = 16 * KIB
 # Connections above the limit that are told so at a time; further ones are closed without a word.
@@ -74,7 +73,7 @@ class HungUp(Exception):
 class Connections(EventWrapper):
     """The open connections of one server, their limit, and the event that ends them.
 
-    `len()` is how many count towards the limit. Each connection puts this in the place of Hypercorn's `terminated`.
+    `len()` is how many count towards the limit. Hypercorn sets the event: each connection puts it where that is kept.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -135,8 +134,8 @@ class Connection:
     client: tuple[str, int] | None = None
     server: tuple[str, int] | None = None
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
-    # The wait that `finish` cuts short.
-    wait: trio.CancelScope | None = None
+    # The latest wait that `finish` may cut short; if it is over, that has no effect.
+    wait: trio.CancelScope = field(default_factory=trio.CancelScope)
     # The answer under way, or the next, is the last.
     finishing: bool = False
     gone: bool = False
@@ -174,8 +173,7 @@ class Connection:
         The deadline passes only after the kernel has been asked once more: a request that is there already is served.
         """
         self.finishing = True
-        if self.wait is not None:
-            self.wait.deadline = trio.current_time()
+        self.wait.deadline = trio.current_time()
 
     async def _serve(self) -> None:
         try:
@@ -217,7 +215,6 @@ class Connection:
                     del self.connections.idle[self]
                     self.wait.deadline = trio.current_time() + FIRST_REQUEST_SECONDS
                 await self._feed()
-        self.wait = None
         self.connections.idle.pop(self, None)
         if isinstance(event, h11.Request):
             self.served = True
@@ -263,7 +260,7 @@ class Connection:
             if self._unanswered() and not self.gone:
                 raise RuntimeError("the application returned without a whole answer")  # noqa: TRY301 - it failed, too
         except Exception as error:
-            if self.begun or self.gone:
+            if self.begun:
                 raise
             self._log(error)
             raise Problem("internal", "The server failed to answer; its log says why.") from error
@@ -276,18 +273,23 @@ class Connection:
         if self.body is not None:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        await self._listen()
+        return {"type": "http.disconnect"}
+
+    async def _listen(self) -> None:
+        """Until the client closes its side or resets, or has its whole answer."""
         while self._unanswered() and not self.gone:
             # What a client sends ahead is kept, but not without bound: from here on nobody listens to this one.
             if len(self.http.trailing_data[0]) > HEAD_BYTES_MAX:
                 await trio.sleep_forever()
             with suppress(HungUp):
                 await self._feed()
-        return {"type": "http.disconnect"}
 
     async def _cancel_when_gone(self) -> None:
-        """Ends the connection, and with it the handler, once the client closes its side or resets."""
-        await self._receive()
-        self.life.cancel()
+        """Ends the connection, and with it the handler, if the client leaves before it has its whole answer."""
+        await self._listen()
+        if self.gone:
+            self.life.cancel()
 
     async def _send(self, message: asgi.ASGISendEvent) -> None:
         """The application's `send`.
@@ -304,8 +306,8 @@ class Connection:
             pieces.append(self.http.send(self._response(self.head)))
             self.head = None
         if message["type"] == "http.response.body":
-            if message["body"] and not self.bodiless:
-                pieces.append(self.http.send(h11.Data(data=message["body"])))
+            if (body := message.get("body", b"")) and not self.bodiless:
+                pieces.append(self.http.send(h11.Data(data=body)))
             if not message.get("more_body", False):
                 pieces.append(self.http.send(h11.EndOfMessage()))
         if data := b"".join(pieces):
@@ -324,8 +326,6 @@ class Connection:
 
     async def _refuse(self, problem: Problem) -> None:
         """Answers in the application's place, for the last time: by hand, as h11 writes nothing after an error."""
-        if self.begun:
-            raise problem
         logger.info("request of %s refused: %s", self.client, problem.code)
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in problem.headers.items()]
@@ -360,11 +360,12 @@ class Connection:
             sent = False
             try:
                 with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
-                    await self.stream.send_all(data[start : start + SEND_BYTES])
-                    sent = True
-            finally:  # also when the application cancels itself in here: nobody knows how much the client has got
+                    if not self.gone:
+                        await self.stream.send_all(data[start : start + SEND_BYTES])
+                        sent = True
+            finally:  # also if the application cancels its send: nobody knows how much has left, so nothing may follow
                 self.gone |= not sent
-            if not sent:
+            if self.gone:
                 raise HungUp
 
     def _log(self, error: Exception) -> None:
@@ -390,7 +391,7 @@ def make_config(settings: Settings) -> Config:
     """What `hypercorn.trio.serve` has to be told."""
     config = Config()
     config.bind = [settings.bind]
-    config.backlog = BACKLOG
+    config.backlog = 1024
     config.graceful_timeout = GRACEFUL_SECONDS
     config.shutdown_timeout = LIFESPAN_SECONDS
     config.include_server_header = False

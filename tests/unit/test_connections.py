@@ -347,7 +347,7 @@ async def test_a_url_as_target_names_the_host_itself(world: World) -> None:
 
 async def test_a_body_is_read_before_the_handler_and_may_be_chunked(world: World) -> None:
     client = world.connect()
-    head = b"POST /echo HTTP/1.1\r\nHost: test\r\n"
+    head = b"POST /e%63ho HTTP/1.1\r\nHost: test\r\n"
     assert (await client.ask(head + b"Content-Length: 5\r\n\r\nhello")).body == b"hello"
     await client.send(head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n")
     await wait_all_tasks_blocked()
@@ -382,6 +382,19 @@ async def test_a_stream_is_sent_chunk_by_chunk_and_outlives_the_response_timeout
         assert await client.chunk() == b""
     assert witness.ended == ["stream"]
     assert (await client.ask(GET)).status == 200
+
+
+async def test_a_request_that_comes_with_the_end_of_a_stream_is_served(world: World, clock: MockClock) -> None:
+    client = world.connect(partial(trio.sleep, 1))
+    await client.send(b"GET /stream HTTP/1.1\r\nHost: test\r\n\r\n")
+    with takes(clock, 36):
+        await client.head()
+        for _ in range(3):
+            await client.chunk()
+        await trio.sleep(0.5)
+        await client.send(GET)
+        assert await client.chunk() == b""
+        assert (await client.answer()).status == 200
 
 
 async def test_a_stream_ends_when_its_client_leaves(world: World, clock: MockClock, witness: Witness) -> None:
@@ -466,6 +479,30 @@ async def test_a_reader_that_reads_slowly_is_served(world: World, clock: MockClo
         assert len((await client.ask(b"GET /large?bytes=250000 HTTP/1.1\r\nHost: test\r\n\r\n")).body) == 250_000
 
 
+async def test_nothing_follows_a_send_that_the_application_has_cancelled(
+    world: World, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    sends: list[float] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with trio.move_on_after(1):
+            await send({"type": "http.response.body", "body": b"pong", "more_body": True})
+        await send({"type": "http.response.body", "body": b"pong", "more_body": False})
+
+    async def take_two_seconds() -> None:
+        sends.append(clock.current_time())
+        await trio.sleep(2)
+
+    world.app = app
+    await world.connect(take_two_seconds).send(GET)
+    await trio.sleep(10)
+    assert [moment - sends[0] for moment in sends] == pytest.approx([0, 2])
+    assert len(world.connections) == 0
+    assert not caplog.records
+
+
 # Refusals.
 
 
@@ -482,7 +519,10 @@ async def test_a_reader_that_reads_slowly_is_served(world: World, clock: MockClo
         ("malformed", b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("malformed", b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("malformed", b"G\xcbT / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("malformed", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
         ("malformed", b"GET nowhere HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("malformed", b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("malformed", b"GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("malformed", b"GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("malformed", b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("malformed", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello"),
@@ -553,6 +593,13 @@ async def test_a_refused_client_may_finish_sending_and_reads_its_answer(world: W
     assert len(world.connections) == 0
 
 
+async def test_a_refusal_after_a_head_request_has_a_body(world: World) -> None:
+    client = world.connect()
+    await client.send(b"HEAD / HTTP/1.1\r\nHost: test\r\n\r\n")
+    await client.answer(bodiless=True)
+    assert (await client.ask(b"\r\n\r\n")).code == "malformed"
+
+
 async def test_a_refusal_of_a_head_request_has_no_body(world: World) -> None:
     client = world.connect()
     await client.send(b"HEAD / HTTP/1.1\r\nHost: test\r\nX: \x01\r\n\r\n")
@@ -575,6 +622,21 @@ async def test_at_the_limit_the_longest_idle_connection_makes_room(world: World,
         assert (await third.ask(GET)).status == 200
         assert (await first.ask(GET)).status == 200
     assert len(world.connections) == 2
+
+
+async def test_at_the_limit_each_newcomer_gets_a_place_of_its_own(world: World, clock: MockClock) -> None:
+    world.connections.settings = Settings(connections_max=2)
+    old = [world.connect(), world.connect()]
+    for client in old:
+        await client.ask(GET)
+    new = [world.connect(), world.connect()]
+    with takes(clock, 0):
+        await wait_all_tasks_blocked()
+        assert len(world.connections) == 2
+        for client in old:
+            assert await client.closed()
+        for client in new:
+            assert (await client.ask(GET)).status == 200
 
 
 async def test_at_the_limit_with_none_idle_a_connection_is_refused(
@@ -731,15 +793,6 @@ async def test_a_connection_reset_before_it_was_looked_at_is_no_failure(
     assert not caplog.records
 
 
-async def test_the_test_client_of_quart_works_with_the_exchange(witness: Witness) -> None:
-    client = make_app(witness).test_client()
-    answer = await client.post("/echo", data=b"hello")
-    assert await answer.get_data() == b"hello"
-    witness.go_on.set()
-    answer = await client.get("/wait")
-    assert await answer.get_data() == b"waited"
-
-
 # Failures.
 
 
@@ -823,6 +876,7 @@ async def test_an_application_that_fails_is_logged_and_its_client_told(
 ) -> None:
     world.app = only(failing)
     client = world.connect()
+    assert (await client.ask(GET)).body == b"pong"
     answer = await client.ask(b"GET /fail HTTP/1.1\r\nHost: test\r\n\r\n" + GET)
     assert (answer.status, answer.code) == (500, "internal")
     assert await client.closed()
@@ -856,8 +910,7 @@ async def test_a_bug_on_the_way_out_of_a_cancelled_handler_is_not_lost(
             raise ValueError
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        del send
-        await receive()
+        del receive, send
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scope["extensions"]["web.connections"]["cancel_when_gone"])
             nursery.start_soon(fail_when_cancelled, trio.sleep_forever)
@@ -914,7 +967,7 @@ async def test_a_drain_closes_idle_connections_at_once(world: World, clock: Mock
     await wait_all_tasks_blocked()
     with takes(clock, 0):
         await world.context.terminated.set()
-        for client in (fresh, idle, slow):
+        for client in (fresh, idle, slow, world.connect()):
             assert await client.closed()
     assert len(world.connections) == 0
 
@@ -996,15 +1049,23 @@ async def test_the_server_outlives_a_connection_that_fails(
     assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["web.connections"]
 
 
-async def test_a_reset_cancels_a_waiting_handler(settings: Settings, witness: Witness) -> None:
+@pytest.mark.parametrize("how", ["reset", "half-close"])
+async def test_a_departure_that_the_kernel_reports_cancels_a_waiting_handler(
+    settings: Settings, witness: Witness, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(make_app(witness), settings) as server:
         client = await server.connect()
         await client.send(b"GET /wait HTTP/1.1\r\nHost: test\r\n\r\n")
         await witness.waiting.wait()
         assert isinstance(client.stream, trio.SocketStream)
-        client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await client.stream.aclose()
+        if how == "reset":
+            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await client.stream.aclose()
+        else:
+            await client.stream.send_eof()
+            assert await client.closed()
         await witness.cancelled.wait()
+    assert not caplog.records
 
 
 async def test_an_idle_client_does_not_delay_the_exit(settings: Settings, witness: Witness) -> None:
@@ -1044,6 +1105,22 @@ async def test_a_dead_reader_does_not_delay_the_exit(
         server.shutdown.set()
         with trio.fail_after(module.GRACEFUL_SECONDS / 2):
             await server.ended.wait()
+
+
+async def test_a_handler_that_goes_on_waiting_is_cancelled_when_the_graceful_time_is_over(
+    settings: Settings, witness: Witness, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(settings)
+    config.graceful_timeout = 0.1
+    async with serving(make_app(witness), settings, config) as server:
+        client = await server.connect()
+        await client.send(b"GET /wait HTTP/1.1\r\nHost: test\r\n\r\n")
+        await witness.waiting.wait()
+        server.shutdown.set()
+        await server.ended.wait()
+        assert await client.closed()
+    assert witness.cancelled.is_set()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_refusal_reaches_a_client_that_is_still_sending(settings: Settings, witness: Witness) -> None:
