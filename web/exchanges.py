@@ -48,7 +48,7 @@ async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
     """Cancels the handler, not only the block, when the client closes its side or resets the connection in the block.
 
     A half-closed connection counts as closed, so a client that waits must keep its sending side open. One that sends
-    16 KiB of further requests ahead is not listened to any more. Such blocks do not nest, as one task listens at a time.
+    16 KiB of further requests ahead is not listened to any more. Such blocks do not nest: one task listens at a time.
     """
     cancel_when_gone = request.scope["extensions"].get(EXTENSION, {}).get("cancel_when_gone", trio.sleep_forever)
     try:
