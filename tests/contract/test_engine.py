@@ -965,6 +965,34 @@ async def test_a_waiter_who_left_gets_no_lease_and_the_next_one_gets_the_job(
     assert engine.statistics() == IDLE
 
 
+async def test_a_waiter_who_leaves_at_the_moment_at_which_a_job_appears_gets_no_lease(
+    engine: Engine, nursery: trio.Nursery
+) -> None:
+    """Whether his task or the engine's runs first is a matter of chance, so that it is tried several times."""
+    for n in range(1, 21):
+        gone = await Call.start(nursery, engine, Dequeue("q", wait_seconds=20))
+        stays = await Call.start(nursery, engine, Dequeue("q", wait_seconds=20))
+        gone.scope.cancel()
+        await enqueue(engine, "a")
+        await wait_all_tasks_blocked()
+        assert gone.cancelled
+        (leased,) = stays.reply.leases
+        assert (leased.job.id, leased.job.attempts) == (n, 1)
+        assert engine.statistics() == IDLE
+
+
+async def test_a_wait_that_runs_out_at_the_moment_at_which_a_job_appears_loses_no_job(
+    engine: Engine, nursery: trio.Nursery
+) -> None:
+    for n in range(1, 21):
+        call = await Call.start(nursery, engine, Dequeue("q", wait_seconds=2))
+        jump(2)
+        await enqueue(engine, "a")
+        await wait_all_tasks_blocked()
+        leases = call.reply.leases or await dequeue(engine)
+        assert [(leased.job.id, leased.job.attempts) for leased in leases] == [(n, 1)]
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -133,6 +133,20 @@ def test_discarding_twice_or_after_the_service_does_nothing(waiters: Waiters, ma
     assert "q" not in waiters
 
 
+def test_whose_caller_has_left_is_passed_over_although_he_still_stands_in_line(
+    waiters: Waiters, machine: StateMachine
+) -> None:
+    first, second, third = (park(waiters) for _ in range(3))
+    first.abandoned = second.abandoned = True  # their tasks have not run yet, to leave the line
+    enqueue(machine, "a", "b")
+    assert served(waiters, machine) == [(third, ["a"])]
+    assert machine.apply(ReadQueue("q"), NOW).counts[JobState.QUEUED] == 1
+    assert not first.decided
+    for request in (first, second):
+        discard(waiters, request)
+    assert len(waiters) == 0
+
+
 def test_who_leaves_and_comes_back_stands_at_the_end(waiters: Waiters, machine: StateMachine) -> None:
     first, second = park(waiters), park(waiters)
     discard(waiters, first)
