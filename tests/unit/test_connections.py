@@ -30,11 +30,10 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from queue_actor.settings import KIB, Settings
 from web import connections as module
-from web import serving
 from web.connections import Connection, Connections
 from web.exchanges import Exchange, cancelled_by_disconnect
 from web.problems import CONTENT_TYPE, PROBLEMS
-from web.serving import installed, make_config
+from web.serving import GRACEFUL_SECONDS, installed, make_config
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 Application = Callable[[Scope, ASGIReceiveCallable, ASGISendCallable], Awaitable[None]]
@@ -1077,7 +1076,7 @@ async def test_an_idle_client_does_not_delay_the_exit(settings: Settings, witnes
         await idle.ask(GET)
         await wait_all_tasks_blocked()
         server.shutdown.set()
-        with trio.fail_after(serving.GRACEFUL_SECONDS / 2):
+        with trio.fail_after(GRACEFUL_SECONDS / 2):
             await server.ended.wait()
         assert await idle.closed()
         assert await fresh.closed()
@@ -1105,7 +1104,7 @@ async def test_a_dead_reader_does_not_delay_the_exit(
         await client.send(b"GET /large?bytes=50000000 HTTP/1.1\r\nHost: test\r\n\r\n")
         await client.head()
         server.shutdown.set()
-        with trio.fail_after(serving.GRACEFUL_SECONDS / 2):
+        with trio.fail_after(GRACEFUL_SECONDS / 2):
             await server.ended.wait()
 
 
