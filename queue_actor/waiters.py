@@ -102,6 +102,9 @@ class Waiters:
         """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
         for queue in queues:
             while (parked := self._oldest(queue)) is not None:
+                if parked.request.abandoned:
+                    self.discard(parked.request)  # his task has not run yet, to leave the line
+                    continue
                 reply = machine.apply(parked.command, now)
                 if not reply.leases:
                     break
