@@ -17,8 +17,12 @@ from queue_actor.commands import (
     Dequeue,
     Dequeued,
     Enqueue,
+    Enqueued,
+    EnqueuedJob,
     Extend,
     ExtendClaim,
+    Fail,
+    FailClaim,
     Lease,
     NewJob,
     Position,
@@ -48,7 +52,7 @@ from queue_actor.errors import (
     TooManyWaiters,
     UnknownJob,
 )
-from queue_actor.jobs import Attempt, Job, JobState, Outcome
+from queue_actor.jobs import Attempt, Change, Job, JobState, Outcome, QueuePolicy
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.fakes import EPOCH_SECONDS, SECRET, Call, FakeClock, FakeStore, jump
@@ -60,8 +64,16 @@ FENCE = int(EPOCH_SECONDS * 1_000_000)  # of the first lease of a queue that was
 IDLE = EngineStatistics(inbox_requests=0, waiters=0)
 
 
-async def enqueue(engine: Engine, *types: str, queue: str = "q", **options: Any) -> Sequence[Job]:
-    return (await engine.execute(Enqueue(queue, [NewJob(type_, **options) for type_ in types]))).jobs
+async def enqueue(engine: Engine, *types: str, queue: str = "q", **options: Any) -> list[EnqueuedJob]:
+    """What became of new jobs, none of which was refused."""
+    reply = await engine.execute(Enqueue(queue, [NewJob(type_, **options) for type_ in types]))
+    return accepted(reply)
+
+
+def accepted(reply: Enqueued) -> list[EnqueuedJob]:
+    jobs = [job for job in reply.jobs if isinstance(job, EnqueuedJob)]
+    assert len(jobs) == len(reply.jobs)
+    return jobs
 
 
 async def dequeue(engine: Engine, count: int = 1, *, queue: str = "q", **options: Any) -> Sequence[Lease]:
@@ -116,26 +128,25 @@ async def pass_time(seconds: float) -> None:
 
 
 async def test_a_new_job_is_queued_with_the_first_id(engine: Engine, store: FakeStore) -> None:
-    jobs = await enqueue(engine, "resize", payload=b'{"w":1}', priority=3)
-    assert jobs == [
-        Job(
-            queue="q",
-            id=1,
-            type="resize",
-            payload=b'{"w":1}',
-            state=JobState.QUEUED,
-            created_at=EPOCH_SECONDS,
-            revision=1,
-            priority=3,
-            place=1,
-        )
-    ]
-    assert [change.after for change in store.changes] == jobs
-    assert await read(engine, 1) == jobs[0]
+    assert await enqueue(engine, "resize", payload=b'{"w":1}', priority=3) == [EnqueuedJob(1, JobState.QUEUED)]
+    job = Job(
+        queue="q",
+        id=1,
+        type="resize",
+        payload=b'{"w":1}',
+        state=JobState.QUEUED,
+        created_at=EPOCH_SECONDS,
+        revision=1,
+        priority=3,
+        place=1,
+    )
+    assert store.changes == [Change(1, None, job)]
+    assert await read(engine, 1) == job
 
 
 async def test_jobs_of_one_command_are_numbered_in_the_order_sent(engine: Engine) -> None:
-    jobs = await enqueue(engine, "a", "b", "c")
+    assert [job.id for job in await enqueue(engine, "a", "b", "c")] == [1, 2, 3]
+    jobs = [await read(engine, id_) for id_ in (1, 2, 3)]
     assert [(job.id, job.type, job.place) for job in jobs] == [(1, "a", 1), (2, "b", 2), (3, "c", 3)]
 
 
@@ -199,7 +210,8 @@ async def test_a_queue_more_than_queues_max_is_refused(settings: Settings) -> No
 async def test_a_delayed_job_is_ready_when_its_time_has_come_and_not_before(
     engine: Engine, delay_seconds: float
 ) -> None:
-    (job,) = await enqueue(engine, "a", delay_seconds=delay_seconds)
+    assert await enqueue(engine, "a", delay_seconds=delay_seconds) == [EnqueuedJob(1, JobState.SCHEDULED)]
+    job = await read(engine, 1)
     assert (job.state, job.place, job.not_before) == (JobState.SCHEDULED, 0, EPOCH_SECONDS + delay_seconds)
     assert await counts(engine) == {"scheduled": 1}
     await pass_time(delay_seconds - 0.000_1)
@@ -563,13 +575,18 @@ async def test_a_position_counts_the_jobs_that_go_before(engine: Engine) -> None
 
 
 async def test_a_queue_reads_as_how_many_jobs_are_in_which_state(engine: Engine) -> None:
-    await enqueue(engine, "a", "b", "c", "d")
-    await enqueue(engine, "e", delay_seconds=9)
-    first, _ = await dequeue(engine, 2)
+    await enqueue(engine, "a", "b", "c", "d", "e")
+    await enqueue(engine, "f", delay_seconds=9)
+    first, second, _ = await dequeue(engine, 3)
     await conclude(engine, first)
-    await engine.execute(Cancel("q", [4]))
+    await engine.execute(Fail([FailClaim("q", 2, second.token, retry=False)]))
+    await engine.execute(Cancel("q", [5]))
     view = await engine.execute(ReadQueue("q"))
-    assert view == QueueView("q", exists=True, counts=dict.fromkeys(JobState, 1))
+    assert (view.name, view.exists, view.counts) == ("q", True, dict.fromkeys(JobState, 1))
+    assert (view.paused, view.policy, view.declared, view.last_id) == (False, QueuePolicy(), False, 6)
+    assert (view.oldest_age_seconds, view.consumers) == (0, {})
+    done = {"enqueue": 6, "dequeue": 3, "conclude": 1, "fail": 1, "release": 0, "stale": 0, "dead": 1}
+    assert view.per_minute == done
     unknown = await engine.execute(ReadQueue("unknown"))
     assert unknown == QueueView("unknown", exists=False, counts=dict.fromkeys(JobState, 0))
 
@@ -1121,7 +1138,7 @@ async def test_a_full_inbox_refuses_clients_and_does_not_starve_the_sweeper(
         store.let_go()
         await wait_all_tasks_blocked()
         assert (await read(engine, 1)).state is JobState.QUEUED
-        assert [call.reply.jobs[0].id for call in waiting] == [2, 3]
+        assert [call.reply.jobs for call in waiting] == [[EnqueuedJob(id_, JobState.QUEUED)] for id_ in (2, 3)]
         assert await counts(engine) == {"queued": 3}
         assert engine.statistics() == IDLE
 
@@ -1129,9 +1146,10 @@ async def test_a_full_inbox_refuses_clients_and_does_not_starve_the_sweeper(
 async def test_a_sweep_is_a_command_like_any_other(engine: Engine) -> None:
     await lease(engine, lease_seconds=5)
     await enqueue(engine, "b", delay_seconds=3)
-    assert await engine.execute(Sweep()) == Swept(stale=0, due=0, forgotten=0, more=False, next_due_seconds=3)
+    nothing = Swept(stale=0, due=0, expired=0, forgotten=0, dead_lost=0, more=False, next_due_seconds=None)
+    assert await engine.execute(Sweep()) == replace(nothing, next_due_seconds=3)
     jump(5.5)
-    assert await engine.execute(Sweep()) == Swept(stale=1, due=1, forgotten=0, more=False, next_due_seconds=None)
+    assert await engine.execute(Sweep()) == replace(nothing, stale=1, due=1)
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -1177,7 +1195,11 @@ async def test_nobody_is_answered_before_his_change_is_stored(
     store.let_go()
     await wait_all_tasks_blocked()
     assert (producer.ended_at, waiting.ended_at) == (5, 5)
-    assert [change.after for change in store.changes] == [producer.reply.jobs[0], waiting.reply.leases[0].job]
+    assert producer.reply.jobs == [EnqueuedJob(1, JobState.QUEUED)]
+    made, leased = (change.after for change in store.changes)
+    assert made is not None
+    assert (made.id, made.state) == (1, JobState.QUEUED)
+    assert leased == waiting.reply.leases[0].job
 
 
 async def test_changes_are_stored_in_the_order_of_their_revisions(engine: Engine, store: FakeStore) -> None:
@@ -1249,7 +1271,7 @@ async def test_a_closed_engine_answers_what_it_took_and_refuses_what_comes(
     assert [call.ended_at for call in taken] == [None] * 3
     store.let_go()
     await wait_all_tasks_blocked()
-    assert [call.reply.jobs[0].id for call in taken] == [1, 2, 3]
+    assert [call.reply.jobs for call in taken] == [[EnqueuedJob(id_, JobState.QUEUED)] for id_ in (1, 2, 3)]
     assert engine.statistics() == IDLE
     assert not engine.failed.is_set()
 
