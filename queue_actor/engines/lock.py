@@ -107,10 +107,10 @@ class LockEngine:
         """Wait until closed; raises what a command failed of."""
         try:
             await self._closed.wait()
-            if self._failure is not None:
-                raise self._failure
             async with self._lock:
                 pass  # the lock is fair: those who stood before it have been served
+            if self._failure is not None:
+                raise self._failure
         finally:
             self.close()
             for request in self._waiters.dismiss():
