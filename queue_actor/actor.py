@@ -49,11 +49,8 @@ class ActorEngine:
     async def execute(self, command: Command[R]) -> R:
         """Send a command to the actor and wait for its reply; see `Engine.execute`."""
         request = Request(command)
-        if isinstance(command, Dequeue):
-            if self._draining:
-                raise Draining("the server is about to end and hands out no more jobs")
-            if command.wait_seconds > 0:
-                return await self._wait(request, command)
+        if isinstance(command, Dequeue) and command.wait_seconds > 0:
+            return await self._wait(request, command)
         self._submit(request)
         return await request.answered()
 
@@ -132,11 +129,13 @@ class ActorEngine:
         reply: Any
         try:
             if isinstance(command, Dequeue):
+                if self._draining:
+                    raise Draining("the server is about to end and hands out no more jobs")
                 if command.queue in self._waiters:
                     # Those who wait already come before the one who has just arrived.
                     self._answers += self._waiters.serve(self._machine, (command.queue,), now)
                 reply = self._machine.apply(command, now)
-                if not reply.leases and command.wait_seconds > 0 and not self._draining:
+                if not reply.leases and command.wait_seconds > 0:
                     self._waiters.park(request, command)
                     return
             else:
