@@ -92,6 +92,7 @@ class ActorEngine:
         """Carry out commands until the inbox is closed and empty."""
         try:
             async for first in self._arrivals:
+                self._taken.append(first)  # from here on it is answered, whatever happens
                 now = self._clock()
                 self._carry_out(first, now)
                 if self._waiters:
@@ -114,7 +115,6 @@ class ActorEngine:
         while True:
             self._inbox_requests -= 1
             if not request.abandoned:
-                self._taken.append(request)
                 self._apply(request, now)
             if len(self._taken) >= self._settings.batch_requests_max or self._machine.changes_waiting >= BATCH_JOBS_MAX:
                 return
@@ -122,6 +122,7 @@ class ActorEngine:
                 request = self._arrivals.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 return
+            self._taken.append(request)
 
     def _apply(self, request: Request[Any], now: Now) -> None:
         """Apply one request, or park it."""
@@ -153,7 +154,7 @@ class ActorEngine:
             while True:
                 waiting.append(self._arrivals.receive_nowait())
         except trio.EndOfChannel:
-            pass
+            self._inbox_requests = 0
         for request in waiting:
             if not request.settled:
                 request.refuse(OutcomeUnknown("the queue ended before it answered"))
