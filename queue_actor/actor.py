@@ -105,7 +105,7 @@ class ActorEngine:
                         request.answer(reply)
                 self._taken.clear()
                 self._answers.clear()
-                self._sweeper.notice(self._machine.next_due_seconds(now))
+                self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now
         finally:
             self._leave()
 

@@ -74,7 +74,7 @@ class LockEngine:
             raise OutcomeUnknown("the queue ended before it answered") from bug
         for request, dequeued in served:
             request.answer(dequeued)
-        self._sweeper.notice(self._machine.next_due_seconds(now))
+        self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now
         return reply
 
     def _apply(self, command: Command[R], now: Now) -> R | QueueError | Request[R]:
