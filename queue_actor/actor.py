@@ -56,7 +56,8 @@ class ActorEngine:
 
     async def _wait(self, request: Request[R], command: Dequeue) -> R:
         try:
-            with trio.move_on_after(command.wait_seconds):
+            # The wait begins when the dequeue is parked: until then it is a command like any other.
+            with trio.CancelScope() as request.patience:
                 self._submit(request)
                 return await request.answered()
             return Dequeued()  # type: ignore[return-value] # R is Dequeued here
@@ -138,6 +139,7 @@ class ActorEngine:
                 reply = self._machine.apply(command, now)
                 if not reply.leases and command.wait_seconds > 0:
                     self._waiters.park(request, command)
+                    request.patience.deadline = trio.current_time() + command.wait_seconds
                     return
             else:
                 reply = self._machine.apply(command, now)
