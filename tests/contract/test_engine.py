@@ -48,7 +48,7 @@ from queue_actor.errors import (
     TooManyWaiters,
     UnknownJob,
 )
-from queue_actor.jobs import Attempt, Job, JobState, Outcome
+from queue_actor.jobs import Attempt, Job, JobState, Now, Outcome
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.fakes import EPOCH_SECONDS, SECRET, Call, FakeClock, FakeStore, jump
@@ -621,6 +621,15 @@ async def test_the_sweeper_wakes_for_an_earlier_deadline_that_arrives_later(
             assert (await counts(engine))["queued"] == ready
 
 
+async def test_a_slow_store_does_not_put_the_sweep_off(settings: Settings, store: FakeStore) -> None:
+    async with open_engine(replace(settings, sweep_seconds=60), store=store) as engine:
+        store.seconds = 2
+        await lease(engine, lease_seconds=5)
+        assert trio.current_time() == 4  # the lease began at 2
+        await pass_time(5.002)
+        assert [change.after.stales for change in store.changes if change.after] == [0, 0, 1]
+
+
 async def test_without_an_early_notice_a_sweep_still_comes_every_sweep_seconds(
     settings: Settings, clock: FakeClock
 ) -> None:
@@ -902,6 +911,17 @@ async def test_a_dequeue_that_would_wait_does_not_where_there_is_a_job(engine: E
     await enqueue(engine, "a")
     assert types(await dequeue(engine, 3, wait_seconds=20)) == ["a"]
     assert trio.current_time() == 0
+
+
+async def test_a_short_wait_is_no_worse_than_none_where_the_engine_is_slow(
+    engine: Engine, store: FakeStore, nursery: trio.Nursery
+) -> None:
+    await enqueue(engine, "a")
+    store.seconds = 2
+    await Call.start(nursery, engine, ReadQueue("q"))
+    call = await Call.start(nursery, engine, Dequeue("q", wait_seconds=0.5))
+    await pass_time(4)
+    assert types(call.reply.leases) == ["a"]
 
 
 async def test_a_wait_for_several_jobs_ends_with_the_first_that_appear(engine: Engine, nursery: trio.Nursery) -> None:
@@ -1222,6 +1242,21 @@ async def test_once_draining_dequeues_are_refused_and_all_else_is_served(engine:
     assert await counts(engine) == {"concluded": 1, "queued": 1, "cancelled": 1}
 
 
+@pytest.mark.parametrize("wait_seconds", [0, 20])
+async def test_once_draining_no_job_is_handed_out_to_those_who_came_before_either(
+    engine: Engine, store: FakeStore, nursery: trio.Nursery, wait_seconds: float
+) -> None:
+    await enqueue(engine, "a")
+    store.hold()
+    await Call.start(nursery, engine, ReadQueue("q"))
+    call = await Call.start(nursery, engine, Dequeue("q", wait_seconds=wait_seconds))
+    engine.drain()
+    store.let_go()
+    await wait_all_tasks_blocked()
+    assert isinstance(call.refusal, Draining)
+    assert await counts(engine) == {"queued": 1}
+
+
 async def test_a_waiter_that_was_served_before_the_draining_gets_his_lease(
     engine: Engine, store: FakeStore, nursery: trio.Nursery
 ) -> None:
@@ -1305,7 +1340,7 @@ async def test_a_broken_store_ends_the_block_and_everybody_is_told(
             await trio.sleep_forever()
     assert trio.current_time() == 1  # the farewell
     assert store.changes == []
-    assert engine.statistics().waiters == 0
+    assert engine.statistics() == IDLE
 
 
 async def test_a_store_that_fails_with_what_looks_like_a_refusal_is_broken_all_the_same(
@@ -1331,6 +1366,26 @@ async def test_a_store_that_fails_while_the_block_ends_is_not_forgotten(
     assert [type(call.refusal) for call in calls] == [OutcomeUnknown] * 3
     assert engine.failed.is_set()
     assert trio.current_time() == 3
+
+
+async def test_a_clock_that_fails_ends_the_block_and_everybody_is_told(
+    settings: Settings, nursery: trio.Nursery
+) -> None:
+    class Stopped(FakeClock):
+        def __call__(self) -> Now:
+            if trio.current_time() >= 3:
+                raise ZeroDivisionError
+            return super().__call__()
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with open_engine(replace(settings, sweep_seconds=60), clock=Stopped()) as engine:
+            calls = [await Call.start(nursery, engine, Dequeue("q", wait_seconds=20))]
+            await trio.sleep(3)
+            calls.append(await Call.start(nursery, engine, Dequeue("q")))
+            await engine.failed.wait()
+    await wait_all_tasks_blocked()
+    assert [type(call.refusal) for call in calls] == [OutcomeUnknown] * 2
+    assert engine.statistics() == IDLE
 
 
 async def test_a_bug_in_a_command_ends_the_block_and_its_caller_is_told(
