@@ -49,17 +49,15 @@ class ActorEngine:
     async def execute(self, command: Command[R]) -> R:
         """Send a command to the actor and wait for its reply; see `Engine.execute`."""
         request = Request(command)
-        if isinstance(command, Dequeue):
-            if self._draining:
-                raise Draining("the server is about to end and hands out no more jobs")
-            if command.wait_seconds > 0:
-                return await self._wait(request, command)
+        if isinstance(command, Dequeue) and command.wait_seconds > 0:
+            return await self._wait(request, command)
         self._submit(request)
         return await request.answered()
 
     async def _wait(self, request: Request[R], command: Dequeue) -> R:
         try:
-            with trio.move_on_after(command.wait_seconds):
+            # The wait begins when the dequeue is parked: until then it is a command like any other.
+            with trio.CancelScope() as request.patience:
                 self._submit(request)
                 return await request.answered()
             return Dequeued()  # type: ignore[return-value] # R is Dequeued here
@@ -95,6 +93,7 @@ class ActorEngine:
         """Carry out commands until the inbox is closed and empty."""
         try:
             async for first in self._arrivals:
+                self._taken.append(first)  # from here on it is answered, whatever happens
                 now = self._clock()
                 self._carry_out(first, now)
                 if self._waiters:
@@ -107,7 +106,7 @@ class ActorEngine:
                         request.answer(reply)
                 self._taken.clear()
                 self._answers.clear()
-                self._sweeper.notice(self._machine.next_due_seconds(now))
+                self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now
         finally:
             self._leave()
 
@@ -117,7 +116,6 @@ class ActorEngine:
         while True:
             self._inbox_requests -= 1
             if not request.abandoned:
-                self._taken.append(request)
                 self._apply(request, now)
             if len(self._taken) >= self._settings.batch_requests_max or self._machine.changes_waiting >= BATCH_JOBS_MAX:
                 return
@@ -125,6 +123,7 @@ class ActorEngine:
                 request = self._arrivals.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 return
+            self._taken.append(request)
 
     def _apply(self, request: Request[Any], now: Now) -> None:
         """Apply one request, or park it."""
@@ -132,12 +131,15 @@ class ActorEngine:
         reply: Any
         try:
             if isinstance(command, Dequeue):
+                if self._draining:
+                    raise Draining("the server is about to end and hands out no more jobs")
                 if command.queue in self._waiters:
                     # Those who wait already come before the one who has just arrived.
                     self._answers += self._waiters.serve(self._machine, (command.queue,), now)
                 reply = self._machine.apply(command, now)
-                if not reply.leases and command.wait_seconds > 0 and not self._draining:
+                if not reply.leases and command.wait_seconds > 0:
                     self._waiters.park(request, command)
+                    request.patience.deadline = trio.current_time() + command.wait_seconds
                     return
             else:
                 reply = self._machine.apply(command, now)
@@ -154,7 +156,7 @@ class ActorEngine:
             while True:
                 waiting.append(self._arrivals.receive_nowait())
         except trio.EndOfChannel:
-            pass
+            self._inbox_requests = 0
         for request in waiting:
             if not request.settled:
                 request.refuse(OutcomeUnknown("the queue ended before it answered"))

@@ -68,12 +68,13 @@ class Request(Generic[R]):
     rescheduled by the engine with the answer in place; nothing is awaited on the engine's side.
     """
 
-    __slots__ = ("_answer", "_task", "abandoned", "command", "decided")
+    __slots__ = ("_answer", "_task", "abandoned", "command", "decided", "patience")
 
     def __init__(self, command: Command[R]) -> None:
         self.command = command
         self.abandoned = False  # the caller has left; only possible before the request is decided
         self.decided = False  # the command has been applied: the caller waits for the answer even if cancelled
+        self.patience: trio.CancelScope  # of a caller who waits for a job, around his wait
         self._answer: Outcome[R] | None = None
         self._task: Task | None = None
 

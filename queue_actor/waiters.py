@@ -46,7 +46,7 @@ class Waiters:
         self, machine: StateMachine, queues: Iterable[str], now: Now
     ) -> Iterator[tuple[Request[Dequeued], Dequeued]]:
         """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
-        for queue in queues:
+        for queue in sorted(queues):  # a set has another order in each process, and each lease counts a revision up
             for request, command in list(self._lines.get(queue, {}).items()):
                 if request.abandoned:
                     continue  # his task has not run yet, to leave the line

@@ -44,30 +44,47 @@ class LockEngine:
             raise Busy(f"{self._inbox_requests} commands wait, as many as inbox_requests_max allows")
         self._inbox_requests += 1
         try:
-            async with self._lock:
-                reply = await self._carry_out(command)
-        except (QueueError, trio.Cancelled):
-            raise
+            await self._lock.acquire()
+        finally:
+            self._inbox_requests -= 1
+        try:
+            reply = await self._carry_out(command)
+        finally:
+            self._lock.release()
+        if isinstance(reply, QueueError):
+            raise reply
+        return await self._wait(reply) if isinstance(reply, Request) else reply
+
+    async def _carry_out(self, command: Command[R]) -> R | QueueError | Request[R]:
+        if self._failure is not None:
+            return OutcomeUnknown("the queue ended before it answered")
+        served: list[tuple[Request[Dequeued], Dequeued]] = []
+        try:
+            now = self._clock()
+            reply = self._apply(command, now)
+            if self._waiters:
+                served += self._waiters.serve(self._machine, self._machine.take_readied(), now)
+            await self._store.commit(self._machine.take_changes())
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
             self._failure = bug
             self.close()
+            for request, _ in served:
+                request.refuse(OutcomeUnknown("the queue ended before it answered"))
             raise OutcomeUnknown("the queue ended before it answered") from bug
-        finally:
-            self._inbox_requests -= 1
-        return await self._wait(reply) if isinstance(reply, Request) else reply
-
-    async def _carry_out(self, command: Command[R]) -> R | Request[R]:
-        if self._failure is not None:
-            raise OutcomeUnknown("the queue ended before it answered")
-        now = self._clock()
-        reply: Any = self._dequeue(command, now) if isinstance(command, Dequeue) else self._machine.apply(command, now)
-        served = list(self._waiters.serve(self._machine, self._machine.take_readied(), now)) if self._waiters else ()
-        await self._store.commit(self._machine.take_changes())
         for request, dequeued in served:
             request.answer(dequeued)
-        self._sweeper.notice(self._machine.next_due_seconds(now))
-        return reply  # type: ignore[no-any-return] # the reply of this command, or its request, parked
+        self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now
+        return reply
+
+    def _apply(self, command: Command[R], now: Now) -> R | QueueError | Request[R]:
+        """The reply of this command, or its refusal, or its request, parked."""
+        reply: Any
+        try:
+            reply = self._dequeue(command, now) if isinstance(command, Dequeue) else self._machine.apply(command, now)
+        except QueueError as refusal:
+            return refusal
+        return reply  # type: ignore[no-any-return] # R is Dequeued where it is one
 
     def _dequeue(self, command: Dequeue, now: Now) -> Dequeued | Request[Dequeued]:
         if self._draining:
@@ -107,10 +124,10 @@ class LockEngine:
         """Wait until closed; raises what a command failed of."""
         try:
             await self._closed.wait()
-            if self._failure is not None:
-                raise self._failure
             async with self._lock:
                 pass  # the lock is fair: those who stood before it have been served
+            if self._failure is not None:
+                raise self._failure
         finally:
             self.close()
             for request in self._waiters.dismiss():
