@@ -94,7 +94,7 @@ class Waiters:
                     self._prefixes.add(line)
             if name is not None:
                 self._keyed[name] = parked
-        request.unserved = Dequeued()
+        request.park(Dequeued(), command.wait_seconds)
 
     def serve(
         self, machine: StateMachine, queues: Iterable[str], now: Now
@@ -138,7 +138,7 @@ class Waiters:
             TooManyWaiters: As many wait as `waiters_max` allows.
         """
         self._check_room()
-        request.unserved = job
+        request.park(job, command.wait_seconds)
         self._readers.setdefault((command.queue, command.id), {})[request] = None
         self._readers_count += 1
 

@@ -46,13 +46,13 @@ def in_seeded_virtual_time(seed: int, main: Callable[[], Awaitable[R]]) -> R:
 
 
 async def _free_the_stuck(main: trio.lowlevel.Task) -> None:
-    """Wake those who cannot even be cancelled, so that the test fails instead of hanging."""
+    """Wake those who have been cancelled and do not end, so that the test fails instead of hanging."""
     await trio.sleep(TEST_SECONDS_MAX + 1)
     tasks = [main]
     for task in tasks:
         children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
         tasks += children
-        if not children:
+        if task._cancel_status.effectively_cancelled and not children:
             trio.lowlevel.reschedule(task, outcome.Error(AssertionError(f"{task.name} can neither go on nor end")))
 
 

@@ -34,7 +34,7 @@ from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import parse_socket_addr
 
 from queue_actor.settings import KIB, Settings
-from web.heads import HEAD_BYTES_MAX, read_head
+from web.heads import HEAD_BYTES_MAX, is_stream, read_head
 from web.problems import Problem
 
 # From the connect, or from the first byte of a later request, to the end of its headers.
@@ -140,6 +140,7 @@ class Connection:
     method: str = ""
     path: str = ""
     body: bytes | None = None
+    streaming: bool = False  # the application reads the body as it comes, and has not read all of it
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
     begun: bool = False
@@ -180,9 +181,10 @@ class Connection:
                 scope = read_head(request, client=self.client, server=self.server)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
-                self.body = await self._read_body(request)
+                self.streaming = is_stream(scope)
+                self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.http.our_state is not h11.DONE:
+                if self.http.our_state is not h11.DONE or self.streaming:
                     break
                 self.http.start_next_cycle()
                 self.method, self.path, self.begun = "", "", False
@@ -269,8 +271,28 @@ class Connection:
         if self.body is not None:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        if self.streaming:
+            return await self._receive_chunk()
         await self._listen()
         return {"type": "http.disconnect"}
+
+    async def _receive_chunk(self) -> asgi.ASGIReceiveEvent:
+        """The next piece of a body that is read as it comes; nothing is read ahead, so the client feels it.
+
+        Raises:
+            Problem: `request_timeout`, or `malformed` chunks.
+        """
+        while not isinstance(event := self._next_event(), h11.Data):
+            if isinstance(event, h11.EndOfMessage):
+                self.streaming = False
+                return {"type": "http.request", "body": b"", "more_body": False}
+            if self.http.they_are_waiting_for_100_continue:
+                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+            with trio.move_on_after(BODY_SECONDS) as wait:
+                await self._feed()
+            if wait.cancelled_caught:
+                raise Problem("request_timeout", "The body came too slowly.")
+        return {"type": "http.request", "body": bytes(event.data), "more_body": True}
 
     async def _listen(self) -> None:
         """Until the client closes its side or resets, or has its whole answer."""
@@ -312,7 +334,7 @@ class Connection:
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]
-        if self.finishing:
+        if self.finishing or self.streaming:
             headers.append((b"connection", b"close"))
         self.bodiless = head["status"] in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
         if self.bodiless:  # RFC 9110, section 8.6: no length either, not even zero

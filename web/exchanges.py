@@ -15,6 +15,7 @@ from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from web.connections import EXTENSION
+from web.heads import is_stream
 
 
 class Exchange(TrioASGIHTTPConnection):
@@ -27,6 +28,10 @@ class Exchange(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The application's part of ASGI: returns when the answer is sent, or the client gone."""
         request = self._create_request_from_scope(send)
+        if is_stream(self.scope):
+            self.scope["extensions"].setdefault(EXTENSION, {})["receive"] = receive
+            await self._send_response(send, await self.app.handle_request(request))
+            return
         more = True
         while more:
             message = await receive()
@@ -41,6 +46,28 @@ class Exchange(TrioASGIHTTPConnection):
                 await self._send_response(send, response)
         else:
             await self._send_response(send, response)
+
+
+class BodyStream:
+    """The body of a stream, piece by piece as it is asked for: what is not asked for is not read."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive: ASGIReceiveCallable = request.scope["extensions"][EXTENSION]["receive"]
+        self._more = True
+
+    async def piece(self) -> bytes | None:
+        """The next piece, or None at the end. Cancelled, it has taken nothing.
+
+        Raises:
+            Problem: The client sends too slowly, or not HTTP.
+        """
+        if not self._more:
+            return None
+        message = await self._receive()
+        if message["type"] != "http.request":
+            return None
+        self._more = message.get("more_body", False)
+        return message.get("body", b"") if self._more else None
 
 
 @asynccontextmanager

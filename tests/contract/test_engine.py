@@ -27,14 +27,16 @@ from queue_actor.commands import (
     Sweep,
     Swept,
 )
-from queue_actor.engine import Engine
+from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.errors import (
     Busy,
     Draining,
+    MemoryFull,
     OutcomeUnknown,
 )
 from queue_actor.jobs import (
     JobState,
+    Now,
 )
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
@@ -123,6 +125,7 @@ async def test_a_command_whose_caller_left_before_it_was_decided_does_nothing(
     store.hold()
     await Call.start(nursery, engine, ReadQueue("q"))
     call = await Call.start(nursery, engine, command)
+    assert engine.statistics().inbox_requests == 1
     call.scope.cancel()
     await wait_all_tasks_blocked()
     assert call.cancelled
@@ -216,22 +219,22 @@ async def test_a_full_inbox_refuses_clients_and_does_not_starve_the_sweeper(
         await lease(engine, lease_seconds=2)
         await pass_time(1.5)
         store.hold()
-        await Call.start(nursery, engine, ReadQueue("q"))
-        waiting = [await Call.start(nursery, engine, Enqueue("q", [NewJob("b")])) for _ in range(2)]
-        while not isinstance((await Call.start(nursery, engine, ReadQueue("q")))._answer, Busy):
-            assert engine.statistics().inbox_requests <= 3
-        with pytest.raises(Busy):
-            await dequeue(engine, wait_seconds=20)
-        assert engine.statistics().waiters == 0
+        await Call.start(nursery, engine, ReadQueue("q"))  # is in hand, and waits no longer
+        assert engine.statistics() == IDLE
+        waiting = [await Call.start(nursery, engine, Enqueue("q", [NewJob("b")])) for _ in range(3)]
+        assert engine.statistics().inbox_requests == 3
+        for wait_seconds in (0, 20):
+            with pytest.raises(Busy, match="3"):
+                await dequeue(engine, wait_seconds=wait_seconds)
         await pass_time(3)  # the sweeper's command is in the inbox too
-        assert engine.statistics().inbox_requests == 4
+        assert engine.statistics() == EngineStatistics(inbox_requests=4, waiters=0)
         with pytest.raises(Busy):
             await enqueue(engine, "c")
         store.let_go()
         await wait_all_tasks_blocked()
         assert (await read(engine, 1)).state is JobState.QUEUED
-        assert [call.reply.jobs for call in waiting] == [[EnqueuedJob(id_, JobState.QUEUED)] for id_ in (2, 3)]
-        assert await counts(engine) == {"queued": 3}
+        assert [call.reply.jobs for call in waiting] == [[EnqueuedJob(id_, JobState.QUEUED)] for id_ in (2, 3, 4)]
+        assert await counts(engine) == {"queued": 4}
         assert engine.statistics() == IDLE
 
 
@@ -335,6 +338,21 @@ async def test_once_draining_dequeues_are_refused_and_all_else_is_served(engine:
     assert await counts(engine) == {"concluded": 1, "queued": 1, "cancelled": 1}
 
 
+@pytest.mark.parametrize("wait_seconds", [0, 20])
+async def test_once_draining_no_job_is_handed_out_to_those_who_came_before_either(
+    engine: Engine, store: FakeStore, nursery: trio.Nursery, wait_seconds: float
+) -> None:
+    await enqueue(engine, "a")
+    store.hold()
+    await Call.start(nursery, engine, ReadQueue("q"))
+    call = await Call.start(nursery, engine, Dequeue("q", wait_seconds=wait_seconds))
+    engine.drain()
+    store.let_go()
+    await wait_all_tasks_blocked()
+    assert isinstance(call.refusal, Draining)
+    assert await counts(engine) == {"queued": 1}
+
+
 async def test_a_waiter_that_was_served_before_the_draining_gets_his_lease(
     engine: Engine, store: FakeStore, nursery: trio.Nursery
 ) -> None:
@@ -399,10 +417,12 @@ async def test_a_broken_store_ends_the_block_and_everybody_is_told(
 ) -> None:
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="no space left"), flatten_subgroups=True):
         async with open_engine(settings, clock=clock, store=store) as engine:
-            parked = await Call.start(nursery, engine, Dequeue("other", wait_seconds=20))
+            calls: list[Call[Any]] = [
+                await Call.start(nursery, engine, Dequeue("other", wait_seconds=20)),
+                await Call.start(nursery, engine, Dequeue("q", wait_seconds=20)),  # is served, and must not wait on
+            ]
             store.hold()
-            calls: list[Call[Any]] = [await Call.start(nursery, engine, Enqueue("q", [NewJob("a")])) for _ in range(4)]
-            calls.append(parked)
+            calls += [await Call.start(nursery, engine, Enqueue("q", [NewJob("a")])) for _ in range(3)]
             store.failure = OSError("no space left")
             assert not engine.failed.is_set()
             store.let_go()
@@ -416,7 +436,52 @@ async def test_a_broken_store_ends_the_block_and_everybody_is_told(
             await trio.sleep_forever()
     assert trio.current_time() == 1  # the farewell
     assert store.changes == []
-    assert engine.statistics().waiters == 0
+    assert engine.statistics() == IDLE
+
+
+async def test_a_store_that_fails_with_what_looks_like_a_refusal_is_broken_all_the_same(
+    settings: Settings, store: FakeStore, nursery: trio.Nursery
+) -> None:
+    with pytest.RaisesGroup(MemoryFull, flatten_subgroups=True):
+        async with open_engine(settings, store=store) as engine:
+            store.failure = MemoryFull("not of the queue, but of the store")
+            call = await Call.start(nursery, engine, Enqueue("q", [NewJob("a")]))
+            await engine.failed.wait()
+    assert isinstance(call.refusal, OutcomeUnknown)
+
+
+async def test_a_store_that_fails_while_the_block_ends_is_not_forgotten(
+    settings: Settings, store: FakeStore, nursery: trio.Nursery
+) -> None:
+    with pytest.RaisesGroup(OSError, flatten_subgroups=True):
+        async with open_engine(settings, store=store) as engine:
+            store.seconds = 3
+            store.failure = OSError("disk")
+            calls = [await Call.start(nursery, engine, Enqueue("q", [NewJob("a")])) for _ in range(3)]
+    await wait_all_tasks_blocked()
+    assert [type(call.refusal) for call in calls] == [OutcomeUnknown] * 3
+    assert engine.failed.is_set()
+    assert trio.current_time() == 3
+
+
+async def test_a_clock_that_fails_ends_the_block_and_everybody_is_told(
+    settings: Settings, nursery: trio.Nursery
+) -> None:
+    class Stopped(FakeClock):
+        def __call__(self) -> Now:
+            if trio.current_time() >= 3:
+                raise ZeroDivisionError
+            return super().__call__()
+
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with open_engine(replace(settings, sweep_seconds=60), clock=Stopped()) as engine:
+            calls = [await Call.start(nursery, engine, Dequeue("q", wait_seconds=20))]
+            await trio.sleep(3)
+            calls.append(await Call.start(nursery, engine, Dequeue("q")))
+            await engine.failed.wait()
+    await wait_all_tasks_blocked()
+    assert [type(call.refusal) for call in calls] == [OutcomeUnknown] * 2
+    assert engine.statistics() == IDLE
 
 
 async def test_a_bug_in_a_command_ends_the_block_and_its_caller_is_told(

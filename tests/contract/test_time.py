@@ -32,7 +32,7 @@ from tests.contract.verbs import (
     to_extend,
     types,
 )
-from tests.fakes import EPOCH_SECONDS, SECRET, FakeClock, jump
+from tests.fakes import EPOCH_SECONDS, SECRET, FakeClock, FakeStore, jump
 
 pytestmark = pytest.mark.virtual_time
 
@@ -82,6 +82,15 @@ async def test_the_sweeper_wakes_for_an_earlier_deadline_that_arrives_later(
         for seconds, ready in ((0.251, 1), (0.25, 2), (3.5, 3), (35, 4)):
             await pass_time(seconds)
             assert (await counts(engine))["queued"] == ready
+
+
+async def test_a_slow_store_does_not_put_the_sweep_off(settings: Settings, store: FakeStore) -> None:
+    async with open_engine(replace(settings, sweep_seconds=60), store=store) as engine:
+        store.seconds = 2
+        await lease(engine, lease_seconds=5)
+        assert trio.current_time() == 4  # the lease began at 2
+        await pass_time(5.002)
+        assert [change.after.stales for change in store.changes if change.after] == [0, 0, 1]
 
 
 async def test_without_an_early_notice_a_sweep_still_comes_every_sweep_seconds(

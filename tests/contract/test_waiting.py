@@ -185,6 +185,17 @@ async def test_a_dequeue_that_would_wait_does_not_where_there_is_a_job(engine: E
     assert trio.current_time() == 0
 
 
+async def test_a_short_wait_is_no_worse_than_none_where_the_engine_is_slow(
+    engine: Engine, store: FakeStore, nursery: trio.Nursery
+) -> None:
+    await enqueue(engine, "a")
+    store.seconds = 2
+    await Call.start(nursery, engine, ReadQueue("q"))
+    call = await Call.start(nursery, engine, Dequeue("q", wait_seconds=0.5))
+    await pass_time(4)
+    assert types(call.reply.leases) == ["a"]
+
+
 async def test_a_wait_for_several_jobs_ends_with_the_first_that_appear(engine: Engine, nursery: trio.Nursery) -> None:
     first = await Call.start(nursery, engine, Dequeue("q", 2, wait_seconds=20))
     second = await Call.start(nursery, engine, Dequeue("q", 3, wait_seconds=20))

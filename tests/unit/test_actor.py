@@ -161,8 +161,8 @@ async def test_a_batch_is_closed_when_it_changed_enough_jobs(nursery: trio.Nurse
         ]
 
 
-async def test_requests_that_were_abandoned_do_not_fill_a_batch(nursery: trio.Nursery) -> None:
-    async with running(replace(SETTINGS, batch_requests_max=2)) as parts:
+async def test_requests_that_were_abandoned_are_passed_over(nursery: trio.Nursery) -> None:
+    async with running(replace(SETTINGS, batch_requests_max=4)) as parts:
         calls = await parts.pile_up(nursery, *[ENQUEUE] * 6)
         for call in calls[::2]:
             call.scope.cancel()
@@ -415,7 +415,7 @@ async def test_a_store_that_fails_leaves_nobody_without_an_answer(nursery: trio.
     parts.store.failure = OSError("disk")
     await trio.sleep(1)
     assert [type(call.refusal) for call in (served, parked, late, *batch)] == [OutcomeUnknown] * 9
-    assert parts.actor.statistics().waiters == 0
+    assert parts.actor.statistics() == EngineStatistics(inbox_requests=0, waiters=0)
     assert sizes(parts.store) == [0, 0, 0]
     with pytest.raises(Draining):
         await parts.actor.execute(READ)

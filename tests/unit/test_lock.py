@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from queue_actor.commands import Command, Dequeue, Dequeued, Enqueue, NewJob, R, ReadJob, ReadQueue
+from queue_actor.commands import Command, Dequeue, Dequeued, Enqueue, NewJob, R, ReadQueue
 from queue_actor.engine import EngineStatistics
 from queue_actor.engines.lock import LockEngine
-from queue_actor.errors import Draining, OutcomeUnknown, UnknownJob
+from queue_actor.errors import Draining, OutcomeUnknown
 from queue_actor.jobs import Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -85,13 +85,6 @@ async def test_the_lock_is_held_until_the_commit_has_ended(nursery: trio.Nursery
         assert [change.after.created_at - EPOCH_SECONDS for change in parts.store.changes] == [0, 1, 2]  # type: ignore[union-attr] # it is there
 
 
-async def test_a_refused_command_is_no_commit() -> None:
-    async with running() as parts:
-        with pytest.raises(UnknownJob):
-            await parts.engine.execute(ReadJob("q", 1))
-        assert parts.store.commits == []
-
-
 async def test_who_is_cancelled_before_he_has_the_lock_did_nothing(nursery: trio.Nursery) -> None:
     async with running() as parts:
         first, second, third = await parts.line_up(nursery, ENQUEUE, ENQUEUE, ENQUEUE)
@@ -151,16 +144,40 @@ async def test_cancelled_it_tells_those_who_wait_for_a_job(nursery: trio.Nursery
 async def test_a_store_that_fails_leaves_nobody_without_an_answer(nursery: trio.Nursery) -> None:
     parts = Parts()
     await failing(parts, nursery, OSError)
+    served = await Call.start(nursery, parts.engine, Dequeue("q", wait_seconds=20))
     parked = await Call.start(nursery, parts.engine, Dequeue("other", wait_seconds=20))
     calls = await parts.line_up(nursery, ENQUEUE, READ, Dequeue("q", wait_seconds=20))
+    served.scope.cancel()  # too late: it has been decided
+    await wait_all_tasks_blocked()
+    assert served.ended_at is None
     parts.store.failure = OSError("disk")
     parts.store.let_go()
     await wait_all_tasks_blocked()
-    assert [type(call.refusal) for call in (parked, *calls)] == [OutcomeUnknown] * 4
+    assert [type(call.refusal) for call in (served, parked, *calls)] == [OutcomeUnknown] * 5
     assert calls[0].refusal.__cause__ is parts.store.failure
     assert parts.engine.statistics() == EngineStatistics(inbox_requests=0, waiters=0)
     with pytest.raises(Draining):
         await parts.engine.execute(READ)
+
+
+async def test_a_bug_that_shows_while_waiters_are_served_leaves_nobody_without_an_answer(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts()
+    await failing(parts, nursery, Bug)
+    calls: list[Call[Any]] = [await Call.start(nursery, parts.engine, Dequeue("q", wait_seconds=20)) for _ in range(3)]
+    apply, dequeues = parts.machine.apply, 0
+
+    def fail_at_the_second(command: Command[R], now: Now) -> R:
+        nonlocal dequeues
+        dequeues += isinstance(command, Dequeue)
+        if dequeues == 2:
+            raise Bug
+        return apply(command, now)
+
+    monkeypatch.setattr(parts.machine, "apply", fail_at_the_second)
+    calls.append(await Call.start(nursery, parts.engine, Enqueue("q", [NewJob("a")] * 3)))
+    assert [type(call.refusal) for call in calls] == [OutcomeUnknown] * 4
 
 
 async def test_a_bug_in_a_callers_task_ends_the_engine_and_not_the_caller(

@@ -93,6 +93,17 @@ def test_each_queue_has_a_line_of_its_own(waiters: Waiters, machine: StateMachin
     assert served(waiters, machine, ["one", "two"]) == [(two, ["a"])]
 
 
+def test_queues_are_served_in_an_order_that_does_not_change_from_run_to_run(machine: StateMachine) -> None:
+    """Each lease counts a revision up, and a set of names has another order in every process."""
+    waiters = Waiters(waiters_max=100)
+    names = [f"queue {n:02}" for n in range(100)]
+    for name in names:
+        park(waiters, name)
+        enqueue(machine, "a", queue=name)
+    order = [request.command.queue for request, _ in waiters.serve(machine, machine.take_readied(), NOW)]  # type: ignore[attr-defined] # a Dequeue
+    assert order == names
+
+
 def test_a_job_is_leased_only_when_its_holder_is_taken_from_the_iterator(
     waiters: Waiters, machine: StateMachine
 ) -> None:
