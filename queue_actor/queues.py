@@ -12,6 +12,11 @@ CONSUMERS_MAX = 1_000
 """Consumers a queue remembers to have seen; the one not seen for longest goes first."""
 
 
+def first_policy(name: str) -> QueuePolicy:
+    """The policy of a queue that was never given one."""
+    return DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY
+
+
 class Queue:
     """One queue: its jobs, their order, and its figures."""
 
@@ -36,7 +41,7 @@ class Queue:
 
     def __init__(self, name: str, settings: Settings, *, next_id: int, next_fence: int) -> None:
         self.name = name
-        self.policy: QueuePolicy = DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY
+        self.policy = first_policy(name)
         self.declared = False
         self.paused = False
         self.jobs: dict[int, Job] = {}
