@@ -156,6 +156,7 @@ class Ledger:
         """Forget a queue without jobs. Its successor's ids and fences begin where its own ended."""
         del self.queues[queue.name]
         self.stocked.discard(queue.name)
+        self._readied.pop(queue.name, None)
         self._id_floor = max(self._id_floor, queue.next_id)
         self._fence_floor = max(self._fence_floor, queue.next_fence)
 
