@@ -24,6 +24,7 @@ from queue_actor.commands import (
     R,
     ReadJob,
     ReadQueue,
+    Redrive,
     Sweep,
 )
 from queue_actor.engine import EngineStatistics
@@ -221,6 +222,19 @@ async def test_who_parks_in_a_batch_is_served_by_a_job_that_comes_later_in_it(nu
         third.scope.cancel()
         await wait_all_tasks_blocked()
         assert parts.actor.statistics() == EngineStatistics(inbox_requests=0, waiters=0)
+
+
+async def test_a_reader_is_not_told_of_an_end_that_was_undone_before_he_came(nursery: trio.Nursery) -> None:
+    async with running() as parts:
+        await parts.actor.execute(ENQUEUE)
+        *_, reader = await parts.pile_up(nursery, Cancel("q", [1]), Redrive("q", [1]), ReadJob("q", 1, wait_seconds=9))
+        parts.store.let_go()
+        await wait_all_tasks_blocked()
+        assert reader.ended_at is None
+        await parts.actor.execute(Dequeue("q"))
+        await parts.actor.execute(Conclude([Claim("q", 1)]))
+        await wait_all_tasks_blocked()
+        assert reader.reply.state is JobState.CONCLUDED
 
 
 # --- the order of effects
