@@ -1,7 +1,10 @@
 """The whole state of an engine, made comparable: a refused command must leave it exactly as it was."""
 
+import gc
+import sys
 from array import array
 from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from msgspec import Struct
@@ -60,3 +63,18 @@ def in_order(ready: Ready) -> list[tuple[int, int, int]]:
         jobs += [(priority, places[slot], ids[slot]) for run in runs for slot in run if ids[slot] != TOMBSTONE]
         jobs += [(priority, place, id_) for place, id_ in band.returned.items()]
     return sorted(jobs)
+
+
+def size_bytes(engine: Engine) -> int:
+    """The bytes of all objects that the engine's state machine refers to, however indirectly."""
+    code = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
+    seen: set[int] = set()
+    todo: list[Any] = [engine._machine]  # type: ignore[attr-defined] # all engines have one; handlers must not know
+    size = 0
+    while todo:
+        thing = todo.pop()
+        if id(thing) not in seen and not isinstance(thing, code):
+            seen.add(id(thing))
+            size += sys.getsizeof(thing)
+            todo += gc.get_referents(thing)
+    return size
