@@ -200,18 +200,15 @@ async def test_a_concluded_job_is_concluded_again_by_its_consumer_only(engine: E
     leased = await lease(engine, consumer="w1")
     job = await conclude(engine, leased)
     assert (await engine.execute(Conclude([Claim("q", 1, consumer="w1")]))).single() == job
-    with pytest.raises(OtherConsumer):
-        (await engine.execute(Conclude([Claim("q", 1, consumer="w2")]))).single()
-    with pytest.raises(NotInProgress):
-        (await engine.execute(Release([ReleaseClaim("q", 1, consumer="w1")]))).single()
+    await refusal(engine, Conclude([Claim("q", 1, consumer="w2")]), OtherConsumer)
+    await refusal(engine, Release([ReleaseClaim("q", 1, consumer="w1")]), NotInProgress)
 
 
 async def test_the_token_that_concluded_neither_extends_nor_releases(engine: Engine) -> None:
     leased = await lease(engine)
     await conclude(engine, leased)
     for command in (Extend([to_extend(leased)]), Release([to_release(leased)])):
-        with pytest.raises(LeaseLost):
-            (await engine.execute(command)).single()
+        await refusal(engine, command, LeaseLost)
 
 
 async def test_one_command_may_conclude_a_job_twice(engine: Engine) -> None:
@@ -278,8 +275,7 @@ async def test_the_token_that_released_may_say_so_again_and_changes_nothing(engi
     assert (await engine.execute(Release([to_release(leased)]))).single() == released
     (again,) = await dequeue(engine)
     assert (await engine.execute(Release([to_release(leased)]))).single() == again.job
-    with pytest.raises(LeaseLost):
-        await conclude(engine, leased)
+    await refusal(engine, Conclude([shown(leased)]), LeaseLost)
     await conclude(engine, again)
 
 
@@ -351,9 +347,8 @@ async def test_the_token_that_failed_may_say_so_again_and_changes_nothing(engine
     await engine.execute(RunNow("q", [1]))
     again = await lease_again(engine)
     assert await fail(engine, leased) == again.job
-    for wrong in (conclude, release, extend):
-        with pytest.raises(LeaseLost):
-            await wrong(engine, leased)
+    for wrong in (Conclude([shown(leased)]), Release([to_release(leased)]), Extend([to_extend(leased)])):
+        await refusal(engine, wrong, LeaseLost)
     await conclude(engine, again)
     assert (await fail(engine, leased)).state is JobState.CONCLUDED
 

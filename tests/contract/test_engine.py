@@ -8,24 +8,40 @@ from msgspec.structs import replace
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from queue_actor.commands import (
+    Bulk,
+    BulkVerb,
     Cancel,
     Claim,
     Command,
     Conclude,
+    DeleteQueue,
     Dequeue,
     Dequeued,
+    DequeueOrder,
     Enqueue,
     EnqueuedJob,
     Extend,
     ExtendClaim,
+    Fail,
+    FailClaim,
+    Forget,
+    JobFilter,
+    ListQueues,
     NewJob,
+    Pause,
     ReadJob,
     ReadPosition,
     ReadQueue,
+    Redrive,
     Release,
     ReleaseClaim,
+    Results,
+    RunNow,
+    Search,
+    SetPolicy,
     Sweep,
     Swept,
+    TakeBack,
 )
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.errors import (
@@ -33,22 +49,28 @@ from queue_actor.errors import (
     Draining,
     MemoryFull,
     OutcomeUnknown,
+    QueueError,
 )
 from queue_actor.jobs import (
     JobState,
     Now,
+    QueuePolicy,
 )
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
+from tests.contract.state import whole_state
 from tests.contract.verbs import (
+    AT_ONCE,
     IDLE,
     conclude,
     counts,
     dequeue,
     enqueue,
+    give_policy,
     lease,
     pass_time,
     read,
+    refusal,
     to_extend,
     types,
 )
@@ -110,18 +132,36 @@ async def test_a_wait_that_runs_out_at_the_moment_at_which_a_job_appears_loses_n
         Enqueue("q", [NewJob("b")]),
         Dequeue("q"),
         Dequeue("q", wait_seconds=20),
+        Dequeue("*"),
         Conclude([Claim("q", 1)]),
+        Extend([ExtendClaim("q", 1, lease_seconds=900)]),
+        Fail([FailClaim("q", 1)]),
         Release([ReleaseClaim("q", 1)]),
+        TakeBack("q", [1]),
         Cancel("q", [2]),
+        Redrive("q", [3]),
+        RunNow("q", [4]),
+        Forget("q", [3]),
+        Bulk("q", BulkVerb.PURGE, JobFilter()),
+        SetPolicy("q", QueuePolicy(max_attempts=1)),
+        Pause("q", paused=True),
+        DeleteQueue("empty"),
     ],
     ids=lambda command: type(command).__name__,
 )
 async def test_a_command_whose_caller_left_before_it_was_decided_does_nothing(
     engine: Engine, store: FakeStore, nursery: trio.Nursery, command: Command[Any]
 ) -> None:
-    await enqueue(engine, "a", "a")
-    await dequeue(engine)
-    before = [await read(engine, 1), await read(engine, 2), await counts(engine)]
+    async def prepare() -> object:
+        await give_policy(engine, "empty")
+        await enqueue(engine, "a", "a", "a")
+        await enqueue(engine, "a", delay_seconds=60)
+        await dequeue(engine)
+        await engine.execute(Cancel("q", [3]))
+        return whole_state(engine)
+
+    before = await prepare()
+    changes = len(store.changes)
     store.hold()
     await Call.start(nursery, engine, ReadQueue("q"))
     call = await Call.start(nursery, engine, command)
@@ -131,9 +171,11 @@ async def test_a_command_whose_caller_left_before_it_was_decided_does_nothing(
     assert call.cancelled
     store.let_go()
     await wait_all_tasks_blocked()
-    assert [await read(engine, 1), await read(engine, 2), await counts(engine)] == before
-    assert len(store.changes) == 3
+    assert whole_state(engine) == before
+    assert len(store.changes) == changes
     assert engine.statistics() == IDLE
+    await engine.execute(command)
+    assert whole_state(engine) != before
 
 
 async def test_a_caller_cancelled_before_he_asks_asks_for_nothing(engine: Engine) -> None:
@@ -224,12 +266,10 @@ async def test_a_full_inbox_refuses_clients_and_does_not_starve_the_sweeper(
         waiting = [await Call.start(nursery, engine, Enqueue("q", [NewJob("b")])) for _ in range(3)]
         assert engine.statistics().inbox_requests == 3
         for wait_seconds in (0, 20):
-            with pytest.raises(Busy, match="3"):
-                await dequeue(engine, wait_seconds=wait_seconds)
+            assert "3" in str(await refusal(engine, Dequeue("q", wait_seconds=wait_seconds), Busy))
         await pass_time(3)  # the sweeper's command is in the inbox too
         assert engine.statistics() == EngineStatistics(inbox_requests=4, waiters=0)
-        with pytest.raises(Busy):
-            await enqueue(engine, "c")
+        await refusal(engine, Enqueue("q", [NewJob("c")]), Busy)
         store.let_go()
         await wait_all_tasks_blocked()
         assert (await read(engine, 1)).state is JobState.QUEUED
@@ -247,23 +287,61 @@ async def test_a_sweep_is_a_command_like_any_other(engine: Engine) -> None:
     assert await engine.execute(Sweep()) == replace(nothing, stale=1, due=1)
 
 
+EACH_COMMAND: list[Command[Any]] = [
+    SetPolicy("q", QueuePolicy(retry=AT_ONCE)),
+    Enqueue("q", [NewJob("a")] * 9),
+    Enqueue("q", [NewJob("later", delay_seconds=60)]),
+    Dequeue("q", 5),
+    Dequeue(("q", "other")),
+    Dequeue("*", order=DequeueOrder.FAIR),
+    Extend([ExtendClaim("q", 1)]),
+    Conclude([Claim("q", 1)]),
+    Conclude([Claim("q", 99)]),
+    Fail([FailClaim("q", 2, retry=False)]),
+    Fail([FailClaim("q", 3)]),
+    Release([ReleaseClaim("q", 4)]),
+    TakeBack("q", [5]),
+    Cancel("q", [9]),
+    Redrive("q", [2, 9]),
+    RunNow("q", [10]),
+    Forget("q", [1]),
+    ReadJob("q", 2),
+    ReadPosition("q", 2),
+    ReadQueue("q"),
+    ListQueues(),
+    Search("q", JobFilter()),
+    Pause("q", paused=True),
+    Pause("q", paused=False),
+    Sweep(),
+    Bulk("q", BulkVerb.RELEASE, JobFilter()),
+    Bulk("q", BulkVerb.PURGE, JobFilter()),
+    DeleteQueue("q"),
+]
+"""A life of a queue, in which each command does something."""
+
+WAITS: list[Command[Any]] = [
+    Enqueue("q", [NewJob("a")]),
+    Dequeue("q", wait_seconds=1),
+    Dequeue("q", wait_seconds=1),
+    ReadJob("q", 11, wait_seconds=1),
+    Conclude([Claim("q", 11)]),
+    ReadJob("q", 11, wait_seconds=1),
+]
+
+
+async def test_the_commands_of_these_tests_do_something_each(engine: Engine) -> None:
+    before = whole_state(engine)
+    for command in EACH_COMMAND:
+        reply = await engine.execute(command)
+        reads = isinstance(command, ReadJob | ReadPosition | ReadQueue | ListQueues | Search | Sweep)
+        refused = isinstance(reply, Results) and isinstance(reply.jobs[0], QueueError)
+        assert (whole_state(engine) == before) is (reads or refused), command
+        before = whole_state(engine)
+
+
 @pytest.mark.parametrize("stored", [True, False])
 async def test_every_command_is_a_checkpoint(settings: Settings, store: FakeStore, stored: bool) -> None:
-    commands: list[Command[Any]] = [
-        Enqueue("q", [NewJob("a"), NewJob("b")]),
-        Dequeue("q"),
-        Dequeue("q", wait_seconds=1),
-        Dequeue("q", wait_seconds=1),
-        Extend([ExtendClaim("q", 1)]),
-        Conclude([Claim("q", 1)]),
-        Conclude([Claim("q", 9)]),
-        Release([ReleaseClaim("q", 2)]),
-        Cancel("q", [2]),
-        ReadJob("q", 1),
-        ReadPosition("q", 1),
-        ReadQueue("q"),
-        Sweep(),
-    ]
+    commands = [*EACH_COMMAND, *WAITS]
     async with open_engine(settings, store=store if stored else None) as engine:
         for command in commands:
             with assert_checkpoints():
@@ -327,8 +405,7 @@ async def test_once_draining_dequeues_are_refused_and_all_else_is_served(engine:
     await enqueue(engine, "b")
     engine.drain()
     for wait_seconds in (0, 20):
-        with pytest.raises(Draining):
-            await dequeue(engine, wait_seconds=wait_seconds)
+        await refusal(engine, Dequeue("q", wait_seconds=wait_seconds), Draining)
     await engine.execute(Extend([to_extend(leased)]))
     assert (await conclude(engine, leased)).state is JobState.CONCLUDED
     await enqueue(engine, "c")
@@ -376,8 +453,7 @@ async def test_a_closed_engine_answers_what_it_took_and_refuses_what_comes(
     engine.close()
     late: list[Command[Any]] = [ReadQueue("q"), Dequeue("q"), Dequeue("q", wait_seconds=20), Sweep()]
     for command in late:
-        with pytest.raises(Draining):
-            await engine.execute(command)
+        await refusal(engine, command, Draining)
     assert [call.ended_at for call in taken] == [None] * 3
     store.let_go()
     await wait_all_tasks_blocked()
@@ -404,8 +480,7 @@ async def test_leaving_the_block_answers_everybody(
     await wait_all_tasks_blocked()
     assert sum(len(call.reply.jobs) for call in taken) == 3
     assert len(parked.reply.leases) <= 1  # it was there before the jobs, unless the end came first
-    with pytest.raises(Draining):
-        await enqueue(engine, "b")
+    await refusal(engine, Enqueue("q", [NewJob("b")]), Draining)
     assert engine.statistics() == IDLE
 
 
@@ -431,8 +506,7 @@ async def test_a_broken_store_ends_the_block_and_everybody_is_told(
             assert [type(call.refusal) for call in calls] == [OutcomeUnknown] * 5
             late: list[Command[Any]] = [ReadQueue("q"), Sweep(), Dequeue("q", wait_seconds=20)]
             for command in late:
-                with pytest.raises(Draining):
-                    await engine.execute(command)
+                await refusal(engine, command, Draining)
             await trio.sleep_forever()
     assert trio.current_time() == 1  # the farewell
     assert store.changes == []

@@ -108,12 +108,10 @@ async def test_a_batch_that_would_fill_the_queue_over_is_refused_whole(
     async with open_engine(replace(settings, queued_jobs_max=3), clock=clock, store=store, secret=SECRET) as engine:
         await enqueue(engine, "a", queue="other")
         await enqueue(engine, "a")
-        with pytest.raises(QueueFull):
-            await enqueue(engine, "b", "c")
+        await refusal(engine, Enqueue("q", [NewJob("b"), NewJob("c")]), QueueFull)
         assert await counts(engine) == {"queued": 1}
         await enqueue(engine, "b", delay_seconds=9)
-        with pytest.raises(QueueFull):
-            await enqueue(engine, "c")
+        await refusal(engine, Enqueue("q", [NewJob("c")]), QueueFull)
         await dequeue(engine)  # a job in progress waits no longer
         await enqueue(engine, "c")
         assert [change.revision for change in store.changes] == [1, 2, 3, 4, 5]
@@ -126,12 +124,10 @@ async def test_payloads_that_memory_has_no_room_for_are_refused_until_some_are_f
     async with open_engine(settings, clock=clock) as engine:
         await enqueue(engine, "a", payload=b"0" * 1_000)
         await enqueue(engine, "b", payload=b"0" * 24)
-        with pytest.raises(MemoryFull):
-            await enqueue(engine, "c", payload=b"0")
+        await refusal(engine, Enqueue("q", [NewJob("c", b"0")]), MemoryFull)
         await enqueue(engine, "d")
         await conclude(engine, *await dequeue(engine))
-        with pytest.raises(MemoryFull):
-            await enqueue(engine, "c", payload=b"0")
+        await refusal(engine, Enqueue("q", [NewJob("c", b"0")]), MemoryFull)
         await pass_time(6.1)
         await enqueue(engine, "c", payload=b"0" * 1_000)
 
@@ -140,26 +136,28 @@ async def test_a_queue_more_than_queues_max_is_refused(settings: Settings) -> No
     async with open_engine(replace(settings, queues_max=2)) as engine:
         await enqueue(engine, "a", queue="one")
         await enqueue(engine, "a", queue="two")
-        with pytest.raises(TooManyQueues) as refused:
-            await enqueue(engine, "a", queue="three")
-        assert refused.value.field == "queue"
+        refused = await refusal(engine, Enqueue("three", [NewJob("a")]), TooManyQueues)
+        assert refused.field == "queue"
         await enqueue(engine, "b", queue="one")
         assert not (await engine.execute(ReadQueue("three"))).exists
 
 
-@pytest.mark.parametrize("delay_seconds", [0.001, 0.5, 1.0, 2.35, 7_200.0])
+@pytest.mark.parametrize(
+    ("delay_seconds", "sweep_seconds"), [(0.001, 1), (0.5, 1), (1.0, 1), (2.35, 1), (2.35, 60), (7_200.0, 60)]
+)
 async def test_a_delayed_job_is_ready_when_its_time_has_come_and_not_before(
-    engine: Engine, delay_seconds: float
+    settings: Settings, clock: FakeClock, delay_seconds: float, sweep_seconds: float
 ) -> None:
-    assert await enqueue(engine, "a", delay_seconds=delay_seconds) == [EnqueuedJob(1, JobState.SCHEDULED)]
-    job = await read(engine, 1)
-    assert (job.state, job.place, job.not_before) == (JobState.SCHEDULED, 0, EPOCH_SECONDS + delay_seconds)
-    assert await counts(engine) == {"scheduled": 1}
-    await pass_time(delay_seconds - 0.000_1)
-    assert await dequeue(engine) == []
-    await pass_time(0.001_1)
-    assert (await read(engine, 1)).state is JobState.QUEUED
-    assert types(await dequeue(engine)) == ["a"]
+    async with open_engine(replace(settings, sweep_seconds=sweep_seconds), clock=clock) as engine:
+        assert await enqueue(engine, "a", delay_seconds=delay_seconds) == [EnqueuedJob(1, JobState.SCHEDULED)]
+        job = await read(engine, 1)
+        assert (job.state, job.place, job.not_before) == (JobState.SCHEDULED, 0, EPOCH_SECONDS + delay_seconds)
+        assert await counts(engine) == {"scheduled": 1}
+        await pass_time(delay_seconds - 0.000_1)
+        assert await dequeue(engine) == []
+        await pass_time(0.001_1)
+        assert (await read(engine, 1)).state is JobState.QUEUED
+        assert types(await dequeue(engine)) == ["a"]
 
 
 async def test_a_job_that_comes_due_stands_behind_those_that_are_ready(engine: Engine) -> None:

@@ -17,6 +17,7 @@ from queue_actor.commands import (
     Fail,
     Forget,
     JobFilter,
+    ReadJob,
     Redrive,
     Release,
     RunNow,
@@ -98,8 +99,7 @@ async def test_a_cancel_answers_each_job_for_itself(engine: Engine) -> None:
     await conclude(engine, *await dequeue(engine))
     results = (await engine.execute(Cancel("q", [1, 9, 2]))).jobs
     assert [type(result) for result in results] == [AlreadyFinished, UnknownJob, Job]
-    with pytest.raises(UnknownJob):
-        (await engine.execute(Cancel("unknown", [1]))).single()
+    await refusal(engine, Cancel("unknown", [1]), UnknownJob)
 
 
 async def test_cancelling_a_running_job_is_a_wish_and_conclude_still_wins(engine: Engine) -> None:
@@ -356,8 +356,7 @@ async def test_a_forgotten_job_is_answered_a_last_time(engine: Engine, store: Fa
         last = await read(engine, jobs[state])
         assert (await engine.execute(Forget("q", [last.id]))).single() == last
         assert store.changes[-1] == Change(store.changes[-1].revision, last, None)
-        with pytest.raises(ForgottenJob):
-            await read(engine, last.id)
+        await refusal(engine, ReadJob("q", last.id), ForgottenJob)
     assert await counts(engine) == {"in_progress": 1, "queued": 1, "scheduled": 1}
     assert [job.id for job in await enqueue(engine, "new")] == [7]
 

@@ -21,6 +21,7 @@ from queue_actor.commands import (
     Pause,
     Position,
     QueueView,
+    ReadJob,
     ReadPosition,
     RunNow,
     SetPolicy,
@@ -292,15 +293,13 @@ async def test_ids_and_fences_are_never_given_again_when_a_queue_is_deleted(engi
     await engine.execute(Conclude([shown(leased) for leased in before]))
     await engine.execute(Forget("q", [1, 2, 3]))
     await engine.execute(DeleteQueue("q"))
-    with pytest.raises(UnknownJob):
-        await read(engine, 3)
+    await refusal(engine, ReadJob("q", 3), UnknownJob)
     clock.wall_ahead_seconds -= HOUR_SECONDS
     assert [job.id for job in await enqueue(engine, "d")] == [4]
     after = await lease_again(engine)
     assert after.job.fence > before[-1].job.fence
     for id_ in (1, 2, 3):
-        with pytest.raises(ForgottenJob):
-            await read(engine, id_)
+        await refusal(engine, ReadJob("q", id_), ForgottenJob)
     for leased in before:
         await refusal(engine, Conclude([Claim("q", 4, leased.token)]), LeaseLost)
         await refusal(engine, Conclude([shown(leased)]), ForgottenJob)

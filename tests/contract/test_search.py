@@ -50,6 +50,7 @@ from tests.contract.verbs import (
     lease_again,
     pass_time,
     read,
+    refusal,
     release,
     to_release,
     types,
@@ -70,12 +71,10 @@ async def test_reading_a_job_that_never_was_or_is_forgotten_is_refused(settings:
         await pass_time(1.2)
         forgotten: list[Command[Any]] = [ReadJob("q", 1), ReadPosition("q", 1)]
         for command in forgotten:
-            with pytest.raises(ForgottenJob):
-                await engine.execute(command)
+            await refusal(engine, command, ForgottenJob)
         unknown: list[Command[Any]] = [ReadJob("q", 2), ReadPosition("q", 2), ReadJob("unknown", 1)]
         for command in unknown:
-            with pytest.raises(UnknownJob):
-                await engine.execute(command)
+            await refusal(engine, command, UnknownJob)
 
 
 async def test_a_position_counts_the_jobs_that_go_before(engine: Engine) -> None:

@@ -244,8 +244,7 @@ async def test_one_more_waiter_than_waiters_max_is_refused(
     async with open_engine(replace(settings, waiters_max=2), clock=clock) as engine:
         first = await Call.start(nursery, engine, Dequeue("one", wait_seconds=20))
         second = await Call.start(nursery, engine, Dequeue("two", wait_seconds=20))
-        with pytest.raises(TooManyWaiters):
-            await dequeue(engine, queue="three", wait_seconds=20)
+        await refusal(engine, Dequeue("three", wait_seconds=20), TooManyWaiters)
         assert await dequeue(engine, queue="three") == []
         await enqueue(engine, "a", queue="three")
         assert types(await dequeue(engine, queue="three", wait_seconds=20)) == ["a"]
@@ -262,8 +261,7 @@ async def test_one_more_waiter_than_waiters_max_is_refused(
 
 async def test_nobody_may_wait_where_waiters_max_is_zero(settings: Settings) -> None:
     async with open_engine(replace(settings, waiters_max=0)) as engine:
-        with pytest.raises(TooManyWaiters):
-            await dequeue(engine, wait_seconds=20)
+        await refusal(engine, Dequeue("q", wait_seconds=20), TooManyWaiters)
         await enqueue(engine, "a")
         assert types(await dequeue(engine, wait_seconds=20)) == ["a"]
         assert engine.statistics() == IDLE
