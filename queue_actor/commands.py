@@ -120,7 +120,7 @@ class Dequeue(Command[Dequeued], frozen=True):
 
     With `wait_seconds` the dequeue is parked until there is a job, oldest first. Refused with TooManyWaiters, or
     with Draining once the server is about to end, or with KeyReused. Under a key, a repeat gets those leases of the
-    first answer that still hold, and takes the place in line of the first if that still waits.
+    first answer that still hold, at once and be it none, and takes the place in line of the first if that still waits.
     """
 
     queue: str | tuple[str, ...]  # a name, several, or all that begin with what stands before a final `*`

@@ -275,6 +275,7 @@ class StateMachine:
     def _replace(self, queue: Queue, job: Job, new: NewJob, now: Now) -> Job:
         """Put new content into a waiting job. One that stays queued keeps its place."""
         self._ledger.withdraw(queue, job)
+        queue.ready.tidy()
         self._ledger.kept_bytes += size(new.payload) - size(job.payload)
         not_before, expires_at = _not_before(new, now), _expires_at(queue, new, now)
         facts = {

@@ -420,7 +420,7 @@ class Model:
         answer = self.answered("dequeue", command.key)
         if answer is not None:
             leased = {(job["queue"], job["id"], job["fence"]): job for job in self.all_jobs("in_progress")}
-            return {"leases": [dict(leased[given]) for given in answer if given in leased]}
+            return {"leases": [dict(leased[given]) for given in answer if given in leased], "repeated": True}
         leases: list[Facts] = []
         full: list[Facts] = []  # the job that had no room in the reply, if there was one
         queues = self.named(command.queue)
@@ -436,7 +436,7 @@ class Model:
                     self.take(queue, command, min(1, command.count - len(leases)), leases, full)
         if leases:
             self.remember("dequeue", command.key, [(job["queue"], job["id"], job["fence"]) for job in leases])
-        return {"leases": leases}
+        return {"leases": leases, "repeated": False}
 
     def named(self, names: str | tuple[str, ...]) -> list[Facts]:
         if isinstance(names, tuple):

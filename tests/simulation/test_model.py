@@ -106,25 +106,31 @@ FORGERS = Tokens(bytes(SECRET_BYTES))
 
 
 def often(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
-    """Values of which the first is what most people send."""
-    return st.sampled_from((*[usual] * max(1, len(others)), *others))
+    """Values of which the first comes half of the time."""
+    return st.sampled_from((*[usual] * len(others), *others))
 
 
-PLAIN_RETRY = Retry(RetryKind.FIXED, base_seconds=2.0, jitter=Jitter.NONE)
+def seldom(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
+    """Values of which the first comes four times out of five."""
+    return st.sampled_from((*[usual] * 4 * len(others), *others))
+
+
 RETRIES = (
-    PLAIN_RETRY,
+    Retry(RetryKind.FIXED, base_seconds=2.0, jitter=Jitter.NONE),
     Retry(RetryKind.FIXED, base_seconds=4.0, jitter=Jitter.FULL),
     Retry(RetryKind.EXPONENTIAL, base_seconds=1.0, factor=3.0, cap_seconds=6.0, jitter=Jitter.NONE),
     Retry(RetryKind.EXPONENTIAL, base_seconds=0.5, factor=2.0, cap_seconds=4.0, jitter=Jitter.FULL),
 )
-QUEUES = st.sampled_from(("a", "ab", "default"))
+QUEUES = st.sampled_from(("a", "a", "a", "ab", "default"))
+THERE = st.sampled_from((0, 0, 1, 2, 0, 1, 2, None))  # a queue by number, of those that there are; or none of them
 SEVERAL = st.sampled_from(("*", "a*", ("ab", "a"), ("a", "a", "default"), ("default", "no", "ab"), "no"))
 CONSUMERS = st.sampled_from((None, "c1", "c2", "c3"))
 TEXTS = st.sampled_from((None, b"1", b"4444", b"88888888"))
-SECONDS = st.sampled_from((0.25, 1.0, 3.0, 8.0))
-IDS = st.integers(0, 6)  # how far back from the last job that was given an id
-KEYS = often(
+BACKS = st.integers(0, 4)  # how far back, in a list of what is there
+IDS = st.none() | BACKS  # the same, or an id of a job that need not be there
+KEYS = seldom(
     None,
+    IdempotencyKey("s", "i1", b"1"),
     IdempotencyKey("s", "i1", b"1"),
     IdempotencyKey("s", "i1", b"2"),
     IdempotencyKey("s", "i2", b"1"),
@@ -141,26 +147,26 @@ OPTIONS = st.just(NO_OPTIONS) | st.builds(
     traceparent=often(None, "00-1"),
 )
 NEW_JOBS = st.tuples(
-    often(None, 0.0, 3.0, -2.0),  # not before, from now
+    seldom(None, 0.0, 3.0, -2.0),  # not before, from now
     st.builds(
         NewJob,
         type=st.sampled_from(("t", "u")),
         payload=TEXTS,
         priority=often(0, 2, -1),
-        delay_seconds=often(0.0, 1.0, 5.0),
-        ttl_seconds=often(None, 2.0, 6.0),
+        delay_seconds=seldom(0.0, 1.0, 5.0),
+        ttl_seconds=seldom(None, 2.0, 6.0),
         options=OPTIONS,
         on_existing=st.sampled_from(OnExisting),
     ),
 )
-POLICIES = st.just(QueuePolicy()) | st.builds(
+POLICIES = st.builds(
     QueuePolicy,
     max_attempts=often(None, 1, 3),
     max_stale=often(None, 1, 2, 3),
     retry=st.sampled_from(RETRIES),
     lease_seconds=often(None, 3.0),
-    ttl_seconds=often(None, 7.0),
-    queued_jobs_max=often(None, 0, 2, 4),
+    ttl_seconds=seldom(None, 7.0),
+    queued_jobs_max=seldom(None, 0, 2, 4),
     in_progress_max=often(None, 1, 2),
     run_seconds_max=often(None, 4.0),
     oldest_every=often(0, 1, 2),
@@ -170,7 +176,7 @@ POLICIES = st.just(QueuePolicy()) | st.builds(
 ERRORS = often(None, JobError("E", "one"), JobError("Oops", ""))
 STATE_SETS = often(frozenset[JobState](), WAITING, FINISHED, frozenset({JobState.IN_PROGRESS, JobState.DEAD}))
 FILTERS = st.tuples(
-    often(None, 0.0, -3.0),  # since, from now
+    seldom(None, 0.0, -3.0),  # since, from now
     st.just(JobFilter())
     | st.builds(
         JobFilter,
@@ -185,9 +191,9 @@ WORLDS = st.builds(
     lease_seconds=st.just(5.0),
     sweep_slice=st.sampled_from((2, 1, 4)),
     queues_max=st.sampled_from((3, 2)),
-    queues=often("auto", "declared"),
-    queued_jobs_max=st.sampled_from((8, 4)),
-    memory_bytes_max=st.sampled_from((60, 24)),
+    queues=seldom("auto", "declared"),
+    queued_jobs_max=st.sampled_from((12, 5)),
+    memory_bytes_max=st.sampled_from((80, 30)),
     reply_bytes_max=st.sampled_from((1_000, 9)),
     retention_seconds=st.just(15.0),
     retention_jobs=st.sampled_from((100, 2)),
@@ -199,20 +205,38 @@ WORLDS = st.builds(
     ready_compact=st.sampled_from((0.5, 0.1)),
     compact_slice=st.just(2),
 )
-
-
-def near(back: int, last: int) -> int:
-    """An id not far from the last one given; 0 and one too many are among them."""
-    return max(0, last + 1 - back)
+SHOWN = ("token", "token", "name", "old token", "token of another", "forged token", "rubbish", "nothing")
+CLAIMS = st.tuples(BACKS, st.sampled_from(SHOWN), CONSUMERS)
+Shown = tuple[int, str, str | None]
+MEANT: dict[Any, frozenset[JobState]] = {
+    Cancel: WAITING | {JobState.IN_PROGRESS},
+    Redrive: frozenset({JobState.DEAD, JobState.CANCELLED}),
+    RunNow: frozenset({JobState.SCHEDULED}),
+    TakeBack: frozenset({JobState.IN_PROGRESS}),
+    Forget: FINISHED,
+}
+"""The jobs that each verb is for."""
 
 
 class ModelMachine(RuleBasedStateMachine):
     """Two queues, told the same."""
 
     reached: ClassVar[set[tuple[str, str, str]]] = set()  # transitions made in any example
+    agreed = False  # on all that came so far
 
-    @initialize(world=WORLDS)
-    def begin(self, world: Settings) -> None:
+    @initialize(
+        world=WORLDS,
+        policy=POLICIES,
+        jobs=st.lists(NEW_JOBS, min_size=1, max_size=3),
+        others=st.lists(NEW_JOBS, max_size=2),
+    )
+    def begin(
+        self,
+        world: Settings,
+        policy: QueuePolicy,
+        jobs: Sequence[tuple[float | None, NewJob]],
+        others: Sequence[tuple[float | None, NewJob]],
+    ) -> None:
         self.settings = world
         self.machine = StateMachine(world, secret=SECRET)
         self.model = Model(
@@ -228,16 +252,27 @@ class ModelMachine(RuleBasedStateMachine):
         self.known: dict[Key, Job] = {}  # the last version of each job, by the changes alone
         self.revision = 0
         self.compared: dict[Key, Job] = {}
+        self.under_keys: list[Enqueue | Dequeue] = []
         self.state = copy_of(self.machine)
+        self.do(SetPolicy("a", policy))
+        self.enqueue("a", jobs, None)
+        self.enqueue("default", others, None)
 
     @property
     def now(self) -> Now:
         return Now(self.monotonic, self.wall)
 
+    def there(self, number: int | None) -> str:
+        """The name of a queue that there is, or is not."""
+        names = sorted(self.model.queues)
+        return "no" if number is None or not names else names[number % len(names)]
+
     # --- one command, on both sides
 
     def do(self, command: Command[Any]) -> Any:
         """Carry out a command, compare what came of it, and return the reply (or the refusal)."""
+        self.agreed = False
+        self.model.now = self.now
         available = [name for name in self.model.queues if self.model.available(name)]
         try:
             reply: Any = self.machine.apply(command, self.now)
@@ -262,9 +297,12 @@ class ModelMachine(RuleBasedStateMachine):
             assert state == self.state, "a refused command changed something"
             assert not changes
             assert not readied
+        if isinstance(command, Enqueue | Dequeue) and command.key is not None:
+            self.under_keys.append(command)
         self.state = state
         self.compare()
         self.count_again()
+        self.agreed = True
         return reply
 
     def follow(self, changes: Sequence[Change]) -> dict[Key, list[float]]:
@@ -369,8 +407,9 @@ class ModelMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Compare every job once more, also those that have not changed since they were compared."""
-        if hasattr(self, "model"):
+        if self.agreed:
             self.compared.clear()
+            self.model.now = self.now
             self.compare()
             self.reached.update(self.model.transitions)
 
@@ -391,6 +430,28 @@ class ModelMachine(RuleBasedStateMachine):
             assert books.kept_bytes <= max(kept, limits.memory_bytes_max)
             most = books.queues[queue].policy.queued_jobs_max if queue in books.queues else None
             assert more == waiting or most is None or books.queues[queue].waiting <= most
+
+    @rule(
+        number=THERE,
+        unique_key=st.sampled_from(("k1", "k1", "k2")),
+        on_existing=st.sampled_from(OnExisting),
+        unique_until=st.sampled_from(UniqueUntil),
+        payload=TEXTS,
+        delay_seconds=often(0.0, 5.0),
+    )
+    def enqueue_unique(self, number: int | None, unique_key: str, unique_until: UniqueUntil, **content: Any) -> None:
+        options = JobOptions(unique_key=unique_key, unique_until=unique_until)
+        self.do(Enqueue(self.there(number), [NewJob("t", options=options, **content)]))
+
+    @precondition(lambda self: self.under_keys)
+    @rule(back=BACKS, other_body=seldom(False, True))
+    def repeat_under_its_key(self, back: int, other_body: bool) -> None:
+        """Send a command again, as after an answer that was lost; or reuse its key."""
+        command = self.under_keys[-1 - back % len(self.under_keys)]
+        if other_body and command.key is not None:
+            key = msgspec.structs.replace(command.key, fingerprint=b"other")
+            command = msgspec.structs.replace(command, key=key)
+        self.do(command)
 
     # --- consumers
 
@@ -429,21 +490,24 @@ class ModelMachine(RuleBasedStateMachine):
         self.dequeue(Dequeue(names, count=count, order=order))
 
     def claim(self, back: int, shown: str, consumer: str | None) -> dict[str, Any]:
-        """What a caller shows who means the last lease given, or one of those before."""
-        queue, id_, token, holder = self.tokens[-1 - back % len(self.tokens)]
-        elsewhere = self.tokens[-1 - (back + 1) % len(self.tokens)][2]
-        forged = FORGERS.issue(queue, id_, self.model.fences[token][2])
-        shown_tokens = {"right": token, "elsewhere": elsewhere, "forged": forged, "rubbish": "é"}
+        """What a caller shows who means one of the last leases that hold, or that were given."""
+        tokens = self.tokens
+        if shown != "old token":
+            held = {(*key, self.known[key].fence) for key in self.model.lease_ends}
+            tokens = [given for given in tokens if self.model.fences[given[2]] in held] or tokens
+        queue, id_, token, holder = tokens[-1 - back % len(tokens)]
+        if shown == "token of another":
+            token = self.tokens[-1 - (back + 1) % len(self.tokens)][2]
+        elif shown == "forged token":
+            token = FORGERS.issue(queue, id_, self.model.fences[token][2])
+        elif shown == "rubbish":
+            token = "é"  # noqa: S105 - of a lease, and none
         named = holder if shown == "name" else consumer
-        return {"queue": queue, "id": id_, "token": shown_tokens.get(shown), "consumer": named}
-
-    CLAIMS = st.tuples(
-        st.integers(0, 4), often("right", "elsewhere", "forged", "rubbish", "name", "nothing", "right"), CONSUMERS
-    )
+        return {"queue": queue, "id": id_, "token": None if shown in {"name", "nothing"} else token, "consumer": named}
 
     @precondition(lambda self: self.tokens)
     @rule(claims=st.lists(st.tuples(CLAIMS, TEXTS, st.booleans()), min_size=1, max_size=2))
-    def conclude(self, claims: Sequence[tuple[tuple[int, str, str | None], bytes | None, bool]]) -> None:
+    def conclude(self, claims: Sequence[tuple[Shown, bytes | None, bool]]) -> None:
         made: list[Claim] = []
         for shown, result, plainly in claims:
             facts = self.claim(*shown)
@@ -452,85 +516,98 @@ class ModelMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.tokens)
     @rule(claims=st.lists(st.tuples(CLAIMS, ERRORS, often(True, False), often(None, 0.0, 2.0)), min_size=1, max_size=2))
-    def fail(self, claims: Sequence[tuple[tuple[int, str, str | None], JobError | None, bool, float | None]]) -> None:
-        self.do(
-            Fail(
-                [FailClaim(**self.claim(*shown), error=e, retry=r, retry_after_seconds=s) for shown, e, r, s in claims]
-            )
-        )
+    def fail(self, claims: Sequence[tuple[Shown, JobError | None, bool, float | None]]) -> None:
+        made = [
+            FailClaim(**self.claim(*shown), error=error, retry=retry, retry_after_seconds=seconds)
+            for shown, error, retry, seconds in claims
+        ]
+        self.do(Fail(made))
 
     @precondition(lambda self: self.tokens)
     @rule(claims=st.lists(st.tuples(CLAIMS, often(None, 1.0, 4.0, 9.0), TEXTS), min_size=1, max_size=2))
-    def extend(self, claims: Sequence[tuple[tuple[int, str, str | None], float | None, bytes | None]]) -> None:
+    def extend(self, claims: Sequence[tuple[Shown, float | None, bytes | None]]) -> None:
         self.do(Extend([ExtendClaim(**self.claim(*shown), lease_seconds=s, progress=p) for shown, s, p in claims]))
 
     @precondition(lambda self: self.tokens)
     @rule(claims=st.lists(st.tuples(CLAIMS, often(0.0, 2.0)), min_size=1, max_size=2))
-    def release(self, claims: Sequence[tuple[tuple[int, str, str | None], float]]) -> None:
+    def release(self, claims: Sequence[tuple[Shown, float]]) -> None:
         self.do(Release([ReleaseClaim(**self.claim(*shown), delay_seconds=seconds) for shown, seconds in claims]))
 
     @rule(
         verb=st.sampled_from((Conclude, Fail, Extend, Release)),
         queue=QUEUES,
-        back=IDS,
-        shown=often(None, ""),
+        back=BACKS,
+        token=often(None, ""),
         consumer=CONSUMERS,
     )
-    def claim_by_id(self, verb: Any, queue: str, back: int, shown: str | None, consumer: str | None) -> None:
-        """A claim to a job that need not be leased, or be there."""
+    def claim_what_is_not_leased(self, verb: Any, queue: str, back: int, token: str | None, consumer: Any) -> None:
         claims: dict[Any, type[Claim]] = {Fail: FailClaim, Extend: ExtendClaim, Release: ReleaseClaim}
-        id_ = near(back, self.last_ids.get(queue, 0))
-        self.do(verb([claims.get(verb, Claim)(queue, id_, shown, consumer)]))
+        others = [key for key in self.known if key not in self.model.lease_ends]
+        others += [(queue, 0), (queue, 1), (queue, self.last_ids.get(queue, 0) + 1)]
+        self.do(verb([claims.get(verb, Claim)(*others[back % len(others)], token, consumer)]))
 
     # --- what workers do in life, so that long lives of a job are reached
 
-    @rule(queue=QUEUES, times=st.integers(1, 3), lease_seconds=often(None, 1.0))
-    def workers_die(self, queue: str, times: int, lease_seconds: float | None) -> None:
+    @rule(number=THERE, times=st.integers(1, 4), lease_seconds=often(None, 1.0), cancel=seldom(False, True))
+    def workers_die(self, number: int | None, times: int, lease_seconds: float | None, cancel: bool) -> None:
         for _ in range(times):
-            if not self.dequeue(Dequeue(queue, consumer="c1", lease_seconds=lease_seconds)):
+            if not self.dequeue(Dequeue(self.there(number), consumer="c1", lease_seconds=lease_seconds)):
                 break
-            self.time_passes(8.0)
-            self.sweep()
+            if cancel:
+                self.do(Cancel(*self.given_last()))
+            self.later(8.0)
 
-    @rule(queue=QUEUES, times=st.integers(1, 4), error=ERRORS, after=often(0.0, None))
-    def attempts_fail(self, queue: str, times: int, error: JobError | None, after: float | None) -> None:
+    @rule(number=THERE, times=st.integers(1, 5), error=ERRORS, after=often(0.0, None), cancel=seldom(False, True))
+    def attempts_fail(
+        self, number: int | None, times: int, error: JobError | None, after: float | None, cancel: bool
+    ) -> None:
         for _ in range(times):
-            if not self.dequeue(Dequeue(queue)):
+            if not self.dequeue(Dequeue(self.there(number))):
                 break
-            self.do(Fail([FailClaim(**self.claim(0, "right", None), error=error, retry_after_seconds=after)]))
-            self.time_passes(3.0)
-            self.sweep()
+            if cancel:
+                self.do(Cancel(*self.given_last()))
+            self.do(Fail([FailClaim(**self.claim(0, "old token", None), error=error, retry_after_seconds=after)]))
+            self.later(3.0)
+
+    def given_last(self) -> tuple[str, list[int]]:
+        """The job of the last lease."""
+        queue, id_, _, _ = self.tokens[-1]
+        return queue, [id_]
 
     # --- operators
 
-    @rule(
-        verb=st.sampled_from((Cancel, Redrive, RunNow, TakeBack, Forget)),
-        queue=QUEUES,
-        backs=st.lists(IDS, min_size=1, max_size=3),
-    )
-    def by_id(self, verb: Any, queue: str, backs: Sequence[int]) -> None:
-        self.do(verb(queue, [near(back, self.last_ids.get(queue, 0)) for back in backs]))
-
-    @precondition(lambda self: self.tokens)
-    @rule(back=st.integers(0, 4))
-    def cancel_leased(self, back: int) -> None:
-        queue, id_, _, _ = self.tokens[-1 - back % len(self.tokens)]
-        self.do(Cancel(queue, [id_]))
+    @rule(verb=st.sampled_from(tuple(MEANT)), number=THERE, backs=st.lists(IDS, min_size=1, max_size=3))
+    def by_id(self, verb: Any, number: int | None, backs: Sequence[int | None]) -> None:
+        """A verb for jobs that it is meant for, if there are any; or for any other."""
+        meant = [key for key, job in self.known.items() if job.state in MEANT[verb]]
+        queue = meant[(backs[0] or 0) % len(meant)][0] if meant and number is not None else self.there(number)
+        last = self.last_ids.get(queue, 0)
+        others = [*(id_ for name, id_ in self.known if name == queue), 0, 1, last, last + 1]
+        ids = [id_ for name, id_ in meant if name == queue] or others
+        chosen = [others[-len(ids) % len(others)] if back is None else ids[back % len(ids)] for back in backs]
+        self.do(verb(queue, chosen))
 
     @rule(
-        queue=QUEUES,
+        number=THERE,
         verb=st.sampled_from(BulkVerb),
         where=FILTERS,
-        dry_run=often(False, True),
-        after_id=often(0, 1, 3),
-        until_id=often(None, 2, 5),
+        dry_run=seldom(False, True),
+        after_id=seldom(0, 1, 3),
+        until_id=seldom(None, 2, 5),
         per_second=often(None, 0.5, 4.0),
         spread=often(None, 3.0, -3.0),
         slices=st.sampled_from((9, 1)),
     )
-    def bulk(self, where: tuple[float | None, JobFilter], spread: float | None, slices: int, **fields: Any) -> None:
+    def bulk(
+        self,
+        number: int | None,
+        where: tuple[float | None, JobFilter],
+        spread: float | None,
+        slices: int,
+        **fields: Any,
+    ) -> None:
         spread_from = None if spread is None else self.wall + spread
-        command = Bulk(**fields, where=self.filter(where), spread_from=spread_from)
+        command = Bulk(self.there(number), where=self.filter(where), spread_from=spread_from, **fields)
         for _ in range(slices):
             done = self.do(command)
             if isinstance(done, QueueError) or done.next_after is None:
@@ -546,47 +623,52 @@ class ModelMachine(RuleBasedStateMachine):
     def set_policy(self, queue: str, policy: QueuePolicy) -> None:
         self.do(SetPolicy(queue, policy))
 
-    @rule(queue=QUEUES, paused=often(False, True))
-    def pause(self, queue: str, paused: bool) -> None:
-        self.do(Pause(queue, paused))
+    @rule(number=THERE, paused=seldom(False, True))
+    def pause(self, number: int | None, paused: bool) -> None:
+        self.do(Pause(self.there(number), paused))
 
-    @rule(queue=QUEUES)
-    def delete_queue(self, queue: str) -> None:
-        self.do(DeleteQueue(queue))
+    @rule(number=THERE)
+    def delete_queue(self, number: int | None) -> None:
+        self.do(DeleteQueue(self.there(number)))
 
-    @rule(queue=QUEUES)
-    def clear_out_and_delete(self, queue: str) -> None:
+    @rule(number=THERE, seconds=often(0.0, -5.0))
+    def make_queue_again(self, number: int | None, seconds: float) -> None:
+        name = self.there(number)
         for verb in (BulkVerb.RELEASE, BulkVerb.PURGE):
-            self.bulk(queue=queue, verb=verb, where=(None, JobFilter()), spread=None, slices=99)
-        self.do(DeleteQueue(queue))
+            self.bulk(number=number, verb=verb, where=(None, JobFilter()), spread=None, slices=99)
+        self.do(DeleteQueue(name))
+        self.the_wall_clock_is_set(seconds)
+        self.do(Enqueue(name, [NewJob("t")]))
+        self.dequeue(Dequeue(name))
 
     # --- readers
 
-    @rule(queue=QUEUES, back=IDS)
-    def read_job(self, queue: str, back: int) -> None:
-        id_ = near(back, self.last_ids.get(queue, 0))
-        self.do(ReadJob(queue, id_))
-        self.do(ReadPosition(queue, id_))
-
-    @rule(queue=QUEUES)
-    def read_queue(self, queue: str) -> None:
+    @rule(number=THERE, back=BACKS, prefix=often("", "a"), after=often("", "a"), limit=st.sampled_from((100, 1)))
+    def read(self, number: int | None, back: int, **listed: Any) -> None:
+        queue = self.there(number)
+        ids = [id_ for name, id_ in self.known if name == queue] + [1, self.last_ids.get(queue, 0) + 1]
+        self.do(ReadJob(queue, ids[back % len(ids)]))
+        self.do(ReadPosition(queue, ids[back % len(ids)]))
         self.do(ReadQueue(queue))
-
-    @rule(prefix=often("", "a"), after=often("", "a"), limit=st.sampled_from((100, 1)))
-    def list_queues(self, **fields: Any) -> None:
-        self.do(ListQueues(**fields))
+        self.do(ListQueues(**listed))
 
     @rule(
-        queue=QUEUES,
+        number=THERE,
         where=FILTERS,
         newest_first=st.booleans(),
         limit=st.sampled_from((100, 2, 1)),
-        back=st.none() | IDS,
+        back=IDS,
     )
     def search(
-        self, queue: str, where: tuple[float | None, JobFilter], newest_first: bool, limit: int, back: int | None
+        self,
+        number: int | None,
+        where: tuple[float | None, JobFilter],
+        newest_first: bool,
+        limit: int,
+        back: int | None,
     ) -> None:
-        after_id = None if back is None else near(back, self.last_ids.get(queue, 0))
+        queue = self.there(number)
+        after_id = None if back is None else max(0, self.last_ids.get(queue, 0) + 1 - back)
         command = Search(queue, self.filter(where), newest_first, limit, after_id)
         found: list[Job] = []
         while True:
@@ -603,18 +685,33 @@ class ModelMachine(RuleBasedStateMachine):
 
     # --- time
 
-    @rule(seconds=SECONDS | st.sampled_from((20.0, 60.0, 601.0)))
+    @rule(seconds=st.sampled_from((0.25, 1.0, 3.0, 3.0, 8.0, 20.0, 61.0, 601.0)))
     def time_passes(self, seconds: float) -> None:
         self.monotonic += seconds
         self.wall += seconds
 
+    @rule(seconds=st.sampled_from((0.25, 1.0, 3.0, 8.0, 8.0)))
+    def later(self, seconds: float) -> None:
+        self.time_passes(seconds)
+        self.do(Sweep())
+
+    @rule(back=BACKS, offset=st.sampled_from((0.0, 0.0, -0.25, 0.25)), sweep=often(True, False))
+    def a_moment_comes(self, back: int, offset: float, sweep: bool) -> None:
+        """A deadline is reached, or nearly."""
+        model = self.model
+        moments = [(at, self.monotonic) for at in (*model.lease_ends.values(), *model.kept_until.values())]
+        for job in self.known.values():
+            if job.state in WAITING:
+                moments += [(at, self.wall) for at in (job.not_before, job.expires_at) if at is not None]
+        waits = sorted({at - clock for at, clock in moments if at > clock})
+        if waits:
+            self.time_passes(max(0.0, waits[back % len(waits)] + offset))
+        if sweep:
+            self.do(Sweep())
+
     @rule(seconds=st.sampled_from((5.0, -5.0, 50.0, -50.0)))
     def the_wall_clock_is_set(self, seconds: float) -> None:
         self.wall += seconds
-
-    @rule()
-    def sweep(self) -> None:
-        self.do(Sweep())
 
     @rule()
     def sweep_up(self) -> None:
@@ -642,7 +739,7 @@ def plain(reply: Any) -> Any:
         case JobsFound():
             return {"jobs": [plain(job) for job in reply.jobs], "next_after": reply.next_after}
         case Dequeued():
-            return {"leases": [plain(lease.job) for lease in reply.leases]}
+            return {"leases": [plain(lease.job) for lease in reply.leases], "repeated": reply.repeated}
         case _:
             return rounded(builtins(reply))
 
@@ -745,6 +842,7 @@ def run_examples(examples: int) -> None:
             stateful_step_count=STEPS,
             deadline=None,
             print_blob=True,
+            report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from queue_actor.commands import (
     Cancel,
@@ -14,6 +15,7 @@ from queue_actor.commands import (
     Enqueue,
     Extend,
     ExtendClaim,
+    IdempotencyKey,
     NewJob,
     ReadQueue,
     Redrive,
@@ -23,11 +25,13 @@ from queue_actor.commands import (
     SetPolicy,
     Sweep,
 )
+from queue_actor.engine import Request
 from queue_actor.errors import MemoryFull
 from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, Now, OnExisting, QueuePolicy
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES
+from queue_actor.waiters import Waiters
 
 
 class World:
@@ -163,3 +167,36 @@ def test_an_extend_that_is_refused_names_the_limit_of_this_attempt() -> None:
 
     assert refusal.code == "run_too_long"
     assert refusal.detail == "this attempt may last 10 s more"
+
+
+def test_a_repeated_dequeue_whose_leases_are_lost_does_not_stand_in_line() -> None:
+    """It would be first in line, be answered empty whatever came, and nobody behind it would be served."""
+    world, waiters = World(), Waiters(10)
+    world.do(Enqueue("q", [NewJob("t")]))
+    keyed = Dequeue("q", wait_seconds=20.0, key=IdempotencyKey("s", "k", b"body"))
+    (lease,) = world.do(keyed).leases
+    world.do(Conclude([ConcludeClaim("q", 1, lease.token)]))
+    repeated, behind = Request(keyed), Request(Dequeue("q", wait_seconds=20.0))
+
+    answer = waiters.carry_out(world.machine, repeated, world.now, may_park=True)
+    waiters.carry_out(world.machine, behind, world.now, may_park=True)
+    world.do(Enqueue("q", [NewJob("t")]))
+    served = list(waiters.serve(world.machine, ["q"], world.now))
+
+    assert answer is not None
+    assert not answer.leases
+    assert [request for request, _ in served] == [behind]
+
+
+def test_a_job_replaced_again_and_again_leaves_no_trail() -> None:
+    """Each time it is put off it leaves a slot of the ready array, and nobody dequeues."""
+    world = World()
+    later = replace(unique("k", on_existing=OnExisting.REPLACE), delay_seconds=1.0)
+    for _ in range(500):
+        world.do(Enqueue("q", [later]))
+        world.wait(1)
+        world.do(Sweep())
+
+    (array,) = world.machine._ledger.queues["q"].ready.statistics().values()
+    assert array.live == 1
+    assert array.used < 50
