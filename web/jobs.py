@@ -154,7 +154,7 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         refuse_query(request)
         name, data = queue_name(queue), await body_of_request()
         key = idempotency_key(request.headers, data, f"/v1/queues/{name}/dequeue")
-        command = decode(DEQUEUE, data or b"{}").dequeue(name, settings, key=key)
+        command = decode(DEQUEUE, data).dequeue(name, settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
     @routes.post("/dequeue")
@@ -181,7 +181,7 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
     async def handler(queue: str, id_: str) -> Reply:
         refuse_query(request)
         name, number, data = queue_name(queue), job_id(id_), await body_of_request()
-        body: Any = decode(ONE[verb], data or b"{}")
+        body: Any = decode(ONE[verb], data)
         if body.id not in {None, number} or body.queue not in {None, name}:
             raise Problem("invalid", "the path names another job", field="id")
         if body.token is None and verb != "release":

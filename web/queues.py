@@ -108,7 +108,7 @@ class Desk:
         """Give a queue its policy."""
         refuse_query(request)
         name = queue_name(queue)
-        body = decode(POLICY, await body_of_request() or b"{}")
+        body = decode(POLICY, await body_of_request())
         policy = body.policy(DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY, self.settings)
         view = await self.engine.execute(SetPolicy(name, policy))
         if isinstance(body.paused, bool):
@@ -143,14 +143,14 @@ class Desk:
 
     async def purge(self, queue: str) -> Reply:
         """Forget all jobs that match, but those in progress."""
-        body = decode(FILTER, await body_of_request() or b"{}")
+        body = decode(FILTER, await body_of_request())
         if body.state is None:
             raise Problem("invalid", "state is missing: a purge names what it forgets", field="state")
         return await bulk(self.engine, queue, BulkVerb.PURGE, body)
 
     async def redrive(self, queue: str) -> Reply:
         """Queue all dead or cancelled jobs that match again."""
-        body = decode(REDRIVE, await body_of_request() or b"{}")
+        body = decode(REDRIVE, await body_of_request())
         return await bulk(self.engine, queue, BulkVerb.REDRIVE, body, per_second=body.per_second)
 
     async def search(self, queue: str) -> Reply:

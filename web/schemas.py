@@ -27,8 +27,11 @@ QUEUE_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\Z"
 Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
 CONSUMER_CHARACTERS_MAX = 200
 KEY_CHARACTERS_MAX = 200
+REPEATED_CHARACTERS_MAX = 200  # of a request in its refusal
 
-_PATH = re.compile(r" - at `\$\.?(.*)`\Z")
+# Where in a body msgspec found what it complains of: behind " - at ".
+_PLACE = re.compile(r"\A(?:`key` in )?`\$\.?(?P<path>[^`]*)`\Z")
+_KEY = re.compile(r"\AObject (?:contains unknown|missing required) field `(?P<key>.*)`\Z", re.DOTALL)
 _ID = re.compile(r"\A(0|[1-9][0-9]{0,15})\Z")
 _SECONDS = re.compile(r"\A[0-9]{1,10}(\.[0-9]{1,9})?\Z")
 _QUEUE = re.compile(QUEUE_NAME)
@@ -90,19 +93,24 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         body.decode()
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        message = str(error)
-        where = _PATH.search(message)
-        field = where[1] if where else None
-        missing = re.search(r"missing required field `(.*?)`", message)
-        if missing:
-            field = f"{field}.{missing[1]}" if field else missing[1]
-        raise Problem("invalid", _PATH.sub("", message), field=field) from error
+        raise _invalid(str(error)) from error
     except UnicodeDecodeError as error:
         raise Problem("malformed", f"the body is not UTF-8 at byte {error.start}", field="body") from error
     except RecursionError as error:
         raise Problem("malformed", "the body is nested too deeply", field="body") from error
     except msgspec.DecodeError as error:
         raise Problem("malformed", f"the body is not JSON: {error}", field="body") from error
+
+
+def _invalid(message: str) -> Problem:
+    detail, _, where = message.rpartition(" - at ")
+    place = _PLACE.match(where)
+    if place is None:
+        detail = message
+    # Of a key that is not known, or not there, the place is the object's.
+    key = _KEY.match(detail)
+    field = ".".join(name for name in (place and place["path"], key and key["key"]) if name)
+    return Problem("invalid", detail[:REPEATED_CHARACTERS_MAX], field=field[:REPEATED_CHARACTERS_MAX] or None)
 
 
 def new_payload(raw: Raw, settings: Settings, *, field: str) -> bytes | None:
@@ -155,9 +163,11 @@ def refuse_query(request: Request, *known: str) -> None:
     """
     for name, values in request.args.lists():
         if name not in known:
-            raise Problem("invalid", "there is no such query parameter here", field=name[:100])
+            raise Problem("invalid", "there is no such query parameter here", field=name[:REPEATED_CHARACTERS_MAX])
         if len(values) > 1:
-            raise Problem("invalid", "the query parameter is given more than once", field=name)
+            raise Problem(
+                "invalid", "the query parameter is given more than once", field=name[:REPEATED_CHARACTERS_MAX]
+            )
 
 
 def wait_seconds(text: str | None, settings: Settings, field: str = "wait") -> float:
@@ -283,5 +293,5 @@ def moment(text: str, field: str) -> float:
 
 
 async def body_of_request() -> bytes:
-    """The body, as it came."""
-    return await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    """The body, as it came; none at all is an empty object."""
+    return await request.get_data(cache=False, as_text=False, parse_form_data=False) or b"{}"

@@ -1,0 +1,122 @@
+"""`/v1` route by route, as web/README.md promises it: over the whole stack, on both engines.
+
+What every answer has to have, problem documents included, is checked in stack.py whenever an answer is read.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from queue_actor.settings import Settings
+from tests.contract.stack import PROMISED, Answer, Server
+
+PROMISED.update(
+    {
+        "unknown_queue": (404, "never", None),
+        "queue_not_empty": (409, "never", None),
+        "not_waiting": (409, "never", None),
+        "not_finished": (409, "never", None),
+        "already_finished": (409, "drop", None),
+        "run_too_long": (409, "never", None),
+        "unique_key_taken": (409, "never", None),
+        "key_reused": (422, "never", None),
+    }
+)
+
+one_engine = pytest.mark.parametrize("engine_name", ["actor"])
+"""For what no engine has a part in."""
+
+Q = "/v1/queues/q"
+"""The queue of most tests."""
+
+
+async def ask(server: Server, method: str, target: str, body: object = None, **headers: str) -> Answer:
+    """Asks with a body in JSON, or as it is if it is bytes."""
+    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    return await server.ask(method, target, data, [(name.replace("_", "-"), value) for name, value in headers.items()])
+
+
+async def post(server: Server, target: str, body: object = None, **headers: str) -> Any:
+    """The JSON of an answer that has to be 200."""
+    answer = await ask(server, "POST", target, body, **headers)
+    assert answer.status == 200, answer
+    return answer.json
+
+
+async def get(server: Server, target: str) -> Any:
+    """The JSON of an answer that has to be 200."""
+    answer = await ask(server, "GET", target)
+    assert answer.status == 200, answer
+    return answer.json
+
+
+async def enqueue(server: Server, *jobs: dict[str, Any], queue: str = "q") -> list[int]:
+    """The ids of new jobs; one of type `a` if none is described."""
+    enqueued = await post(server, f"/v1/queues/{queue}/enqueue", {"jobs": jobs or [{"type": "a"}]})
+    assert enqueued["errors"] == 0
+    return [job["id"] for job in enqueued["jobs"]]
+
+
+async def dequeue(server: Server, queue: str = "q", **wanted: object) -> list[dict[str, Any]]:
+    """The jobs handed out."""
+    jobs: list[dict[str, Any]] = (await post(server, f"/v1/queues/{queue}/dequeue", wanted))["jobs"]
+    return jobs
+
+
+async def lease(server: Server, queue: str = "q", **wanted: object) -> tuple[int, str]:
+    """Id and token of the one job handed out."""
+    (job,) = await dequeue(server, queue, **wanted)
+    return job["id"], job["lease"]["token"]
+
+
+async def refused(server: Server, method: str, target: str, body: object = None, **headers: str) -> tuple[Any, ...]:
+    """Status, code and field of a refusal."""
+    return (await ask(server, method, target, body, **headers)).problem
+
+
+# --- what is malformed
+
+
+@one_engine
+@pytest.mark.parametrize(
+    ("target", "body", "field"),
+    [
+        (f"{Q}/enqueue", {"job": []}, "job"),
+        (f"{Q}/enqueue", {"jobs": [{"type": "a"}, {"type": "a", "delay_second": 1}]}, "jobs[1].delay_second"),
+        (f"{Q}/enqueue", {"jobs": [{"type": "a", "retry": {"kid": 1}}]}, "jobs[0].retry.kid"),
+        (f"{Q}/enqueue", {"jobs": [{"type": "a", "meta": {"": "a"}}]}, "jobs[0].meta"),
+        (f"{Q}/enqueue", {"jobs": [{"payload": 1}]}, "jobs[0].type"),
+        (f"{Q}/enqueue", {"jobs": [{"type": "a", "on_existing": "field `x` - at `$.y`"}]}, "jobs[0].on_existing"),
+        (f"{Q}/enqueue", {}, "jobs"),
+        (f"{Q}/enqueue", None, "jobs"),
+        (f"{Q}/enqueue", [], None),
+        (f"{Q}/dequeue", {"wait": 1}, "wait"),
+        ("/v1/dequeue", {"queues": ["a"], "orders": "fair"}, "orders"),
+        ("/v1/dequeue", None, "queues"),
+        ("/v1/dequeue", {"queues": ["a", "-"]}, "queues[1]"),
+        (f"{Q}/jobs/1/conclude", {"token": "t", "results": 1}, "results"),
+        (f"{Q}/jobs/1/fail", {"token": "t", "error": {"kind": "a"}}, "error.kind"),
+        (f"{Q}/jobs/1/conclude", {"token": "t", "dequeue": {"wait": 1}}, "dequeue.wait"),
+        (f"{Q}/conclude", {"jobs": [{"id": 1, "token": "t"}, {"id": 2, "tokens": "t"}]}, "jobs[1].tokens"),
+        (f"{Q}/conclude", {"jobs": [{"id": 1, "token": "t"}], "wait_seconds": 1}, "wait_seconds"),
+        (f"{Q}/conclude", None, "jobs"),
+        (f"{Q}/purge", {"states": "dead"}, "states"),
+        (f"{Q}/purge", None, "state"),
+    ],
+)
+async def test_an_unknown_or_missing_key_is_named_with_its_whole_path(
+    server: Server, target: str, body: object, field: str | None
+) -> None:
+    assert await refused(server, "POST", target, body) == (400, "invalid", field)
+
+
+@one_engine
+async def test_what_a_refusal_repeats_of_the_request_is_bounded(server: Server) -> None:
+    for body in ({"jobs": [], "x" * 100_000: 1}, {"jobs": [{"type": "a", "on_existing": "x" * 100_000}]}):
+        answer = await ask(server, "POST", f"{Q}/enqueue", body)
+        assert answer.status == 400
+        assert len(answer.body) < 1_000
