@@ -56,6 +56,10 @@ TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
 QueueName = Annotated[str, Meta(pattern=QUEUE_NAME)]
+QueueNames = (
+    Annotated[list[QueueName], Meta(min_length=1, max_length=DEQUEUE_QUEUES_MAX)]
+    | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
+)
 Token = Annotated[str, Meta(min_length=1, max_length=200)]
 Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
@@ -190,11 +194,12 @@ class DequeueBody(Body, frozen=True):
 class DequeueManyBody(DequeueBody, frozen=True, kw_only=True):
     """The same, from several queues."""
 
-    queues: (
-        Annotated[list[QueueName], Meta(min_length=1, max_length=DEQUEUE_QUEUES_MAX)]
-        | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
-    )
+    queues: QueueNames
     order: DequeueOrder = DequeueOrder.LISTED
+
+    def source(self) -> str | tuple[str, ...]:
+        """The queues in the core's words."""
+        return _queues(self.queues)
 
     def chosen_order(self) -> DequeueOrder:
         """Which of several queues goes first."""
@@ -205,6 +210,27 @@ class DequeueNextBody(DequeueBody, frozen=True, kw_only=True):
     """A dequeue that rides on a conclude, a fail or a release; of the same queue unless it says otherwise."""
 
     queue: QueueName | None = None
+    queues: QueueNames | None = None
+    order: DequeueOrder = DequeueOrder.LISTED
+
+    def source(self, queue: str | None, path: str) -> str | tuple[str, ...]:
+        """The queue or queues in the core's words; the one of the request if none is named.
+
+        Raises:
+            Problem: There are both, or neither.
+        """
+        if self.queues is not None:
+            if self.queue is not None:
+                raise Problem("invalid", "queue and queues exclude each other", field=f"{path}queues")
+            return _queues(self.queues)
+        named = self.queue or queue
+        if named is None:
+            raise Problem("invalid", "the queue to dequeue from is not named", field=f"{path}queue")
+        return named
+
+    def chosen_order(self) -> DequeueOrder:
+        """Which of several queues goes first."""
+        return self.order
 
 
 class ClaimBody(Body, frozen=True, kw_only=True):
@@ -341,6 +367,10 @@ class ReleaseManyBody(FilterBody, frozen=True, kw_only=True):
 
     jobs: Annotated[list[ReleaseBody], Meta(min_length=1)] | None = None
     dequeue: DequeueNextBody | None = None
+
+
+def _queues(named: str | list[str]) -> str | tuple[str, ...]:
+    return named if isinstance(named, str) else tuple(named)
 
 
 def check_batch(jobs: Sequence[object], settings: Settings) -> None:

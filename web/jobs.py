@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, defstruct
+from msgspec import Meta, defstruct
 from quart import Blueprint, request
 
 from queue_actor.commands import (
@@ -18,7 +18,6 @@ from queue_actor.commands import (
     Enqueue,
     Extend,
     Fail,
-    IdempotencyKey,
     Release,
     Results,
     TakeBack,
@@ -47,7 +46,7 @@ from web.problems import Problem
 from web.queues import bulk
 from web.replies import Reply, reply
 from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
-from web.views import ResultsView, ResultView, enqueued_view, error_view, leases_view, result_view
+from web.views import ResultsView, ResultView, dequeued_view, enqueued_view, error_view, leases_view, result_view
 
 VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
     "conclude": (ConcludeBody, Conclude),
@@ -59,6 +58,9 @@ VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Result
 
 RIDDEN = frozenset({"conclude", "fail", "release"})
 """The verbs that may carry a dequeue, answered in the same round trip."""
+
+NOT_STORED = {"Cache-Control": "no-store"}
+"""Of answers that may hold tokens."""
 
 _encode = msgspec.json.encode
 
@@ -104,15 +106,28 @@ class Holders:
         async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
             return await self.engine.execute(command)
 
-    async def ride(self, body: Any, queue: str | None, key: IdempotencyKey | None) -> Dequeued | None:
-        """Carry out the dequeue that came with another verb, if one did."""
+    def ride(self, body: Any, data: bytes, queue: str | None) -> Dequeue | None:
+        """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
+
+        Raises:
+            Problem: It is out of bounds.
+        """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
         if wanted is None:
             return None
-        from_queue = wanted.queue or queue
-        if from_queue is None:
-            raise Problem("invalid", "the queue to dequeue from is not named", field="dequeue.queue")
-        return await self.dequeue(wanted.dequeue(from_queue, self.settings, key=key, path="dequeue."))
+        source = wanted.source(queue, "dequeue.")
+        key = idempotency_key(request.headers, data, request.path)
+        return wanted.dequeue(source, self.settings, key=key, path="dequeue.")
+
+    async def dequeue_next(self, ride: Dequeue | None) -> Dequeued | QueueError | None:
+        """Carry out the dequeue that came with another verb.
+
+        The verb is done, and its caller must hear that even if this is refused: so a refusal is an answer here.
+        """
+        try:
+            return None if ride is None else await self.dequeue(ride)
+        except QueueError as refusal:
+            return refusal.with_traceback(None)
 
     def claims(self, bodies: Sequence[ClaimBody], queue: str | None) -> list[Claim]:
         """The claims of a request about many jobs.
@@ -144,7 +159,7 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         refuse_query(request)
         name, data = queue_name(queue), await body_of_request()
         new = decode(ENQUEUE, data).new_jobs(settings)
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/enqueue")
+        key = idempotency_key(request.headers, data, request.path)
         enqueued = await engine.execute(Enqueue(name, new, key))
         facts = {"queue": name, "jobs": len(enqueued.jobs)}
         return reply(_encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": "memory"}, facts=facts)
@@ -153,7 +168,7 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
     async def dequeue(queue: str) -> Reply:
         refuse_query(request)
         name, data = queue_name(queue), await body_of_request()
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/dequeue")
+        key = idempotency_key(request.headers, data, request.path)
         command = decode(DEQUEUE, data).dequeue(name, settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
@@ -162,9 +177,8 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         refuse_query(request)
         data = await body_of_request()
         body = decode(DEQUEUE_MANY, data)
-        key = idempotency_key(request.headers, data, "/v1/dequeue")
-        queues = body.queues if isinstance(body.queues, str) else tuple(body.queues)
-        command = body.dequeue(queues, settings, key=key)
+        key = idempotency_key(request.headers, data, request.path)
+        command = body.dequeue(body.source(), settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
     for verb in VERBS:
@@ -186,15 +200,15 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
             raise Problem("invalid", "the path names another job", field="id")
         if body.token is None and verb != "release":
             raise Problem("invalid", "token is missing", field="token")
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/jobs/{number}/{verb}")
-        claim = body.claim(name, number, holders.settings, "")
+        claim, ride = body.claim(name, number, holders.settings, ""), holders.ride(body, data, name)
         if body.token is None:
             job = (await holders.engine.execute(TakeBack(name, [number]))).single()
             audit("release", queue=name, job=number)
         else:
             job = (await holders.engine.execute(make([claim]))).single()
-        view = result_view(job, extended=verb == "extend", dequeued=await holders.ride(body, name, key))
-        return reply(_encode(view), facts={"queue": name, "job": number, "state": job.state, "consumer": job.consumer})
+        view = result_view(job, extended=verb == "extend", dequeued=await holders.dequeue_next(ride))
+        facts = {"queue": name, "job": number, "state": job.state, "consumer": job.consumer}
+        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
 
     return handler
 
@@ -213,12 +227,12 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
                 return await take_back(holders.engine, name, body)
         else:
             body = decode(MANY[verb], data)
-        claims = holders.claims(body.jobs, name)
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/{verb}")
+        claims, ride = holders.claims(body.jobs, name), holders.ride(body, data, name)
         results = (await holders.engine.execute(make(claims))).jobs
-        dequeued = await holders.ride(body, name, key)
+        dequeued = await holders.dequeue_next(ride)
         view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
-        return reply(_encode(view), facts={"queue": name, "jobs": len(claims), "errors": view.errors})
+        facts = {"queue": name, "jobs": len(claims), "errors": view.errors}
+        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
 
     return handler
 
@@ -231,7 +245,11 @@ async def take_back(engine: Engine, name: str, body: ReleaseManyBody) -> Reply:
 
 
 def results_view(
-    claims: Sequence[Claim], results: Sequence[Job | QueueError], *, extended: bool, dequeued: Dequeued | None
+    claims: Sequence[Claim],
+    results: Sequence[Job | QueueError],
+    *,
+    extended: bool,
+    dequeued: Dequeued | QueueError | None,
 ) -> ResultsView:
     """The answer to a verb for many jobs."""
     views = [
@@ -241,7 +259,7 @@ def results_view(
         for claim, result in zip(claims, results, strict=True)
     ]
     errors = sum(isinstance(result, QueueError) for result in results)
-    return ResultsView(views, errors, UNSET if dequeued is None else leases_view(dequeued.leases))
+    return ResultsView(views, errors, dequeued_view(dequeued))
 
 
 def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
@@ -252,4 +270,4 @@ def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
         "jobs": len(dequeued.leases),
         "ids": [lease.job.id for lease in dequeued.leases[:10]],
     }
-    return reply(_encode(leases_view(dequeued.leases)), headers={"Cache-Control": "no-store"}, facts=facts)
+    return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts)

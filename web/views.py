@@ -166,6 +166,8 @@ class JobsView(msgspec.Struct, frozen=True, omit_defaults=True):
 
     jobs: Sequence[JobView]
     next_cursor: str | UnsetType | None = UNSET
+    # Of a dequeue that came with another verb, and was refused after that was done:
+    error: ErrorView | UnsetType = UNSET
 
 
 def error_view(refusal: QueueError) -> ErrorView:
@@ -189,7 +191,16 @@ def leases_view(leases: Sequence[Lease]) -> JobsView:
     return JobsView([job_view(lease.job, token=lease.token) for lease in leases])
 
 
-def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | None = None) -> ResultView:
+def dequeued_view(dequeued: Dequeued | QueueError | None) -> JobsView | UnsetType:
+    """What became of a dequeue that came with another verb; nothing if none did."""
+    if dequeued is None:
+        return UNSET
+    if isinstance(dequeued, QueueError):
+        return JobsView((), error=error_view(dequeued))
+    return leases_view(dequeued.leases)
+
+
+def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | QueueError | None = None) -> ResultView:
     """What became of a job; of an extended one also until when, and whether a cancel was asked for."""
     return ResultView(
         id=job.id,
@@ -197,7 +208,7 @@ def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | None =
         state=job.state,
         lease=_lease(job) if extended else UNSET,
         cancel_requested=job.cancel_requested if extended else UNSET,
-        dequeued=UNSET if dequeued is None else leases_view(dequeued.leases),
+        dequeued=dequeued_view(dequeued),
     )
 
 

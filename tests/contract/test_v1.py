@@ -120,3 +120,97 @@ async def test_what_a_refusal_repeats_of_the_request_is_bounded(server: Server) 
         answer = await ask(server, "POST", f"{Q}/enqueue", body)
         assert answer.status == 400
         assert len(answer.body) < 1_000
+
+
+# --- a dequeue that rides on another verb
+
+
+@pytest.mark.parametrize("verb", ["conclude", "fail", "release"])
+@pytest.mark.parametrize(
+    ("ride", "field"),
+    [
+        ({"count": 1_001}, "dequeue.count"),
+        ({"wait_seconds": 20.1}, "dequeue.wait_seconds"),
+        ({"lease_seconds": 43_201}, "dequeue.lease_seconds"),
+    ],
+)
+async def test_a_ride_out_of_bounds_is_refused_before_the_verb_is_carried_out(
+    server: Server, verb: str, ride: dict[str, Any], field: str
+) -> None:
+    await enqueue(server)
+    id_, token = await lease(server)
+    one = {"token": token, "dequeue": ride}
+    many = {"jobs": [{"id": id_, "token": token}], "dequeue": ride}
+    across = {"jobs": [{"queue": "q", "id": id_, "token": token}], "dequeue": {**ride, "queue": "q"}}
+    for target, body in ((f"{Q}/jobs/{id_}/{verb}", one), (f"{Q}/{verb}", many), (f"/v1/{verb}", across)):
+        assert await refused(server, "POST", target, body) == (400, "invalid", field)
+    assert (await get(server, f"{Q}/jobs/{id_}"))["state"] == "in_progress"
+
+
+async def test_a_ride_across_queues_has_to_name_its_own(server: Server) -> None:
+    await enqueue(server)
+    id_, token = await lease(server)
+    body = {"jobs": [{"queue": "q", "id": id_, "token": token}], "dequeue": {}}
+    assert await refused(server, "POST", "/v1/conclude", body) == (400, "invalid", "dequeue.queue")
+    assert (await get(server, f"{Q}/jobs/{id_}"))["state"] == "in_progress"
+
+
+async def test_a_verb_that_is_done_says_so_even_if_its_ride_is_refused(server: Server) -> None:
+    await enqueue(server, *[{"type": "a"}] * 3)
+    (id_, token), (third, thirds_token), (last, lasts_token) = (
+        (job["id"], job["lease"]["token"]) for job in await dequeue(server, count=3)
+    )
+    await enqueue(server)
+    key = {"Idempotency_Key": "k"}
+    first = await post(server, f"{Q}/jobs/{id_}/conclude", {"token": token, "dequeue": {}}, **key)
+    assert len(first["dequeued"]["jobs"]) == 1
+    second = await post(server, f"{Q}/jobs/{id_}/conclude", {"token": token, "dequeue": {"count": 2}}, **key)
+    assert second["state"] == "concluded"
+    assert second["dequeued"]["jobs"] == []
+    assert second["dequeued"]["error"] == {
+        "code": "key_reused",
+        "detail": "the idempotency key was used with another body",
+        "field": "Idempotency-Key",
+    }
+    server.engine.drain()
+    one = await post(server, f"{Q}/jobs/{third}/conclude", {"token": thirds_token, "dequeue": {}})
+    many = await post(server, f"{Q}/conclude", {"jobs": [{"id": last, "token": lasts_token}], "dequeue": {}})
+    assert (one["state"], many["jobs"][0]["state"]) == ("concluded", "concluded")
+    for answer in (one, many):
+        assert answer["dequeued"]["jobs"] == []
+        assert answer["dequeued"]["error"]["code"] == "draining"
+
+
+async def test_no_answer_with_a_token_may_be_stored(server: Server) -> None:
+    await enqueue(server, *[{"type": "a"}] * 4)
+    id_, token = await lease(server)
+    one = await ask(server, "POST", f"{Q}/jobs/{id_}/conclude", {"token": token, "dequeue": {}})
+    (job,) = one.json["dequeued"]["jobs"]
+    held = {"id": job["id"], "token": job["lease"]["token"]}
+    many = await ask(server, "POST", f"{Q}/conclude", {"jobs": [held], "dequeue": {}})
+    assert [answer.headers.get("cache-control") for answer in (one, many)] == ["no-store", "no-store"]
+
+
+async def test_a_ride_may_be_for_several_queues(server: Server) -> None:
+    await enqueue(server)
+    await enqueue(server, queue="b")
+    id_, token = await lease(server)
+    body = {"token": token, "dequeue": {"queues": ["a", "b"], "order": "fair"}}
+    concluded = await post(server, f"{Q}/jobs/{id_}/conclude", body)
+    (job,) = concluded["dequeued"]["jobs"]
+    assert job["queue"] == "b"
+    held = {"queue": "b", "id": job["id"], "token": job["lease"]["token"]}
+    both = {"jobs": [held], "dequeue": {"queue": "a", "queues": "a*"}}
+    assert await refused(server, "POST", "/v1/conclude", both) == (400, "invalid", "dequeue.queues")
+
+
+async def test_keys_of_requests_across_queues_are_apart_from_those_of_a_queue_called_none(server: Server) -> None:
+    for queue in ("q", "None"):
+        await enqueue(server, {"type": "a"}, {"type": "a"}, queue=queue)
+    id_, token = await lease(server)
+    other, its_token = await lease(server, "None")
+    body = {"jobs": [{"queue": "q", "id": id_, "token": token}], "dequeue": {"queue": "q"}}
+    across = await post(server, "/v1/conclude", body, Idempotency_Key="k")
+    body = {"jobs": [{"id": other, "token": its_token}], "dequeue": {}}
+    inside = await post(server, "/v1/queues/None/conclude", body, Idempotency_Key="k")
+    assert [answer["dequeued"]["jobs"][0]["queue"] for answer in (across, inside)] == ["q", "None"]
