@@ -6,7 +6,7 @@ body becomes a command, with the path of the value in the problem.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -64,6 +64,8 @@ Token = Annotated[str, Meta(min_length=1, max_length=200)]
 Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
 Lease = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]  # bounded by a setting besides
+Purgeable = Literal["scheduled", "queued", "concluded", "dead", "cancelled"]
+Redrivable = Literal["dead", "cancelled"]
 Moment = Annotated[datetime, Meta(tz=True)]
 MetaText = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
 
@@ -240,6 +242,17 @@ class ClaimBody(Body, frozen=True, kw_only=True):
     id: Id | None = None
     token: Token | None = None
 
+    def check_path(self, queue: str, id_: int | None = None, path: str = "") -> None:
+        """Refuse a body that names another job than the path of its request.
+
+        Raises:
+            Problem: It does.
+        """
+        if self.queue not in {None, queue}:
+            raise Problem("invalid", "the path names another queue", field=f"{path}queue")
+        if id_ is not None and self.id not in {None, id_}:
+            raise Problem("invalid", "the path names another job", field=f"{path}id")
+
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> Claim:
         """What it is in the core's words.
 
@@ -277,6 +290,8 @@ class FailBody(ClaimBody, frozen=True, kw_only=True):
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> FailClaim:
         """See `ClaimBody.claim`."""
         _check_delay(self.retry_after_seconds, settings, f"{path}retry_after_seconds")
+        if not self.retry and self.retry_after_seconds is not None:
+            raise Problem("invalid", "there is no retry to wait for", field=f"{path}retry_after_seconds")
         error = None if self.error is None else JobError(self.error.type, self.error.message)
         return FailClaim(queue, id_, self.token, None, error, self.retry, self.retry_after_seconds)
 
@@ -298,6 +313,19 @@ class ReleaseBody(ClaimBody, frozen=True, kw_only=True):
     """A job that is given back."""
 
     delay_seconds: Seconds = 0.0
+
+    def check_take_back(self) -> None:
+        """Refuse what only the holder may say, where no token is shown.
+
+        Raises:
+            Problem: It is said.
+        """
+        if self.delay_seconds > 0:
+            raise Problem(
+                "invalid", "a job that is taken back without its token keeps its place", field="delay_seconds"
+            )
+        if getattr(self, "dequeue", None) is not None:
+            raise Problem("invalid", "a dequeue goes with a job that is released by token", field="token")
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ReleaseClaim:
         """See `ClaimBody.claim`."""
@@ -342,31 +370,64 @@ class PolicyBody(Body, frozen=True):
 class FilterBody(Body, frozen=True, kw_only=True):
     """Which jobs a bulk request means: all conditions that are given must hold."""
 
-    state: JobState | list[JobState] | None = None
     type: Type | None = None
     consumer: Name | None = None
     error: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     since: Moment | None = None
     dry_run: bool = False
 
+    def states(self) -> Sequence[str]:
+        """The states that are meant; none for all that the verb can do anything about."""
+        return ()
+
     def where(self) -> JobFilter:
         """The filter in the core's words."""
-        states = [self.state] if isinstance(self.state, JobState) else self.state or []
         since = None if self.since is None else self.since.timestamp()
-        return JobFilter(frozenset(states), self.type, self.consumer, self.error, since)
+        return JobFilter(frozenset(map(JobState, self.states())), self.type, self.consumer, self.error, since)
+
+
+class PurgeBody(FilterBody, frozen=True, kw_only=True):
+    """A purge, which names what it forgets."""
+
+    state: Purgeable | Annotated[list[Purgeable], Meta(min_length=1)]
+
+    def states(self) -> Sequence[str]:
+        """See `FilterBody.states`."""
+        return [self.state] if isinstance(self.state, str) else self.state
 
 
 class RedriveBody(FilterBody, frozen=True, kw_only=True):
     """A redrive of many jobs, at a rate if one is given."""
 
+    state: Redrivable | Annotated[list[Redrivable], Meta(min_length=1)] | None = None
     per_second: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+
+    def states(self) -> Sequence[str]:
+        """See `FilterBody.states`."""
+        return [self.state] if isinstance(self.state, str) else self.state or ()
 
 
 class ReleaseManyBody(FilterBody, frozen=True, kw_only=True):
-    """Worker's release of many jobs (`jobs`), or the operator's of all that match the filter."""
+    """Worker's release of many jobs (`jobs`), or the operator's of all that a consumer holds and that match."""
 
     jobs: Annotated[list[ReleaseBody], Meta(min_length=1)] | None = None
     dequeue: DequeueNextBody | None = None
+
+    def check(self) -> None:
+        """Refuse a mixture of the two.
+
+        Raises:
+            Problem: It is one, or neither.
+        """
+        if self.jobs is None:
+            if self.dequeue is not None:
+                raise Problem("invalid", "a dequeue goes with jobs that are released by token", field="dequeue")
+            if self.consumer is None:
+                raise Problem("invalid", "neither jobs nor a consumer is named", field="consumer")
+            return
+        for field in FilterBody.__struct_fields__:
+            if getattr(self, field) not in {None, False}:
+                raise Problem("invalid", f"jobs and {field} exclude each other", field=field)
 
 
 def _queues(named: str | list[str]) -> str | tuple[str, ...]:

@@ -139,8 +139,8 @@ class Holders:
         claims = []
         for n, body in enumerate(bodies):
             path = f"jobs[{n}]."
-            if queue is not None and body.queue not in {None, queue}:
-                raise Problem("invalid", "the path names another queue", field=f"{path}queue")
+            if queue is not None:
+                body.check_path(queue, path=path)
             named = queue or body.queue
             for field, value in (("queue", named), ("id", body.id), ("token", body.token)):
                 if value is None:
@@ -196,10 +196,11 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
         refuse_query(request)
         name, number, data = queue_name(queue), job_id(id_), await body_of_request()
         body: Any = decode(ONE[verb], data)
-        if body.id not in {None, number} or body.queue not in {None, name}:
-            raise Problem("invalid", "the path names another job", field="id")
-        if body.token is None and verb != "release":
-            raise Problem("invalid", "token is missing", field="token")
+        body.check_path(name, number)
+        if body.token is None:
+            if verb != "release":
+                raise Problem("invalid", "token is missing", field="token")
+            body.check_take_back()
         claim, ride = body.claim(name, number, holders.settings, ""), holders.ride(body, data, name)
         if body.token is None:
             job = (await holders.engine.execute(TakeBack(name, [number]))).single()
@@ -223,8 +224,9 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
         body: Any
         if verb == "release" and name is not None:
             body = decode(RELEASE_MANY, data)
+            body.check()
             if body.jobs is None:
-                return await take_back(holders.engine, name, body)
+                return await bulk(holders.engine, name, BulkVerb.RELEASE, body)
         else:
             body = decode(MANY[verb], data)
         claims, ride = holders.claims(body.jobs, name), holders.ride(body, data, name)
@@ -235,13 +237,6 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
         return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
 
     return handler
-
-
-async def take_back(engine: Engine, name: str, body: ReleaseManyBody) -> Reply:
-    """The operator's release of all jobs that a consumer holds."""
-    if body.consumer is None:
-        raise Problem("invalid", "neither jobs nor a consumer is named", field="consumer")
-    return await bulk(engine, name, BulkVerb.RELEASE, body)
 
 
 def results_view(

@@ -26,9 +26,8 @@ from queue_actor.engine import Engine, execute_in_slices
 from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FINISHED, FIRST_POLICY, JobState
 from queue_actor.settings import Settings
 from web.audit import audit
-from web.bodies import FilterBody, PolicyBody, RedriveBody
+from web.bodies import Body, FilterBody, PolicyBody, PurgeBody, RedriveBody
 from web.exchanges import cancelled_by_disconnect
-from web.problems import Problem
 from web.replies import Reply, reply
 from web.schemas import (
     body_of_request,
@@ -47,8 +46,10 @@ PAGE_MAX = 1_000
 PAGE = 100
 
 POLICY = msgspec.json.Decoder(PolicyBody)
-FILTER = msgspec.json.Decoder(FilterBody)
+PURGE = msgspec.json.Decoder(PurgeBody)
 REDRIVE = msgspec.json.Decoder(RedriveBody)
+NOTHING = msgspec.json.Decoder(Body)
+"""Of requests that say it all by their path: a key that is not known might mean what is not done."""
 
 _encode = msgspec.json.encode
 
@@ -120,6 +121,7 @@ class Desk:
         """Delete a queue that holds no unfinished jobs."""
         refuse_query(request)
         name = queue_name(queue)
+        decode(NOTHING, await body_of_request())
         view = await self.engine.execute(ReadQueue(name))
         if view.exists and not any(view.counts[state] for state in JobState if state not in FINISHED):
             await execute_in_slices(self.engine, Bulk(name, BulkVerb.PURGE, JobFilter(FINISHED)))
@@ -137,19 +139,20 @@ class Desk:
 
     async def _set_paused(self, name: str, *, paused: bool) -> Reply:
         refuse_query(request)
+        decode(NOTHING, await body_of_request())
         view = await self.engine.execute(Pause(name, paused))
         audit("pause" if paused else "resume", queue=name)
         return self._show(view)
 
     async def purge(self, queue: str) -> Reply:
         """Forget all jobs that match, but those in progress."""
-        body = decode(FILTER, await body_of_request())
-        if body.state is None:
-            raise Problem("invalid", "state is missing: a purge names what it forgets", field="state")
+        refuse_query(request)
+        body = decode(PURGE, await body_of_request())
         return await bulk(self.engine, queue, BulkVerb.PURGE, body)
 
     async def redrive(self, queue: str) -> Reply:
         """Queue all dead or cancelled jobs that match again."""
+        refuse_query(request)
         body = decode(REDRIVE, await body_of_request())
         return await bulk(self.engine, queue, BulkVerb.REDRIVE, body, per_second=body.per_second)
 
@@ -202,6 +205,7 @@ class Desk:
     async def _by_id(self, verb: str, command: Any, queue: str, id_: str) -> Reply:
         refuse_query(request)
         name, number = queue_name(queue), job_id(id_)
+        decode(NOTHING, await body_of_request())
         job = (await self.engine.execute(command(name, [number]))).single()
         audit(verb, queue=name, job=number)
         return reply(_encode(result_view(job)), facts={"queue": name, "job": number, "state": job.state})
@@ -211,7 +215,6 @@ async def bulk(
     engine: Engine, queue: str, verb: BulkVerb, body: FilterBody, *, per_second: float | None = None
 ) -> Reply:
     """Carry out one verb on all jobs that match: how many, and how many could not be done."""
-    refuse_query(request)
     name = queue_name(queue)
     command = Bulk(name, verb, body.where(), dry_run=body.dry_run, per_second=per_second)
     done = await execute_in_slices(engine, command)

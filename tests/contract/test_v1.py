@@ -214,3 +214,89 @@ async def test_keys_of_requests_across_queues_are_apart_from_those_of_a_queue_ca
     body = {"jobs": [{"id": other, "token": its_token}], "dequeue": {}}
     inside = await post(server, "/v1/queues/None/conclude", body, Idempotency_Key="k")
     assert [answer["dequeued"]["jobs"][0]["queue"] for answer in (across, inside)] == ["q", "None"]
+
+
+# --- release, with a token and without
+
+
+async def test_release_of_many_by_tokens_takes_no_filter_and_by_filter_no_ride(server: Server) -> None:
+    await enqueue(server)
+    id_, token = await lease(server, consumer="w")
+    held = [{"id": id_, "token": token}]
+    for body, field in (
+        ({"jobs": held, "consumer": "w"}, "consumer"),
+        ({"jobs": held, "type": "a"}, "type"),
+        ({"jobs": held, "dry_run": True}, "dry_run"),
+        ({"consumer": "w", "dequeue": {}}, "dequeue"),
+        ({}, "consumer"),
+        ({"type": "a"}, "consumer"),
+        ({"consumer": "w", "state": "in_progress"}, "state"),
+        ({"jobs": [{"id": id_}]}, "jobs[0].token"),
+    ):
+        assert await refused(server, "POST", f"{Q}/release", body) == (400, "invalid", field)
+    assert (await get(server, f"{Q}/jobs/{id_}"))["state"] == "in_progress"
+
+
+async def test_release_without_a_token_takes_nothing_that_belongs_to_a_holder(server: Server) -> None:
+    await enqueue(server)
+    id_, _token = await lease(server)
+    for body, field in (({"delay_seconds": 1}, "delay_seconds"), ({"dequeue": {}}, "token")):
+        assert await refused(server, "POST", f"{Q}/jobs/{id_}/release", body) == (400, "invalid", field)
+    assert (await get(server, f"{Q}/jobs/{id_}"))["state"] == "in_progress"
+
+
+async def test_a_retry_after_a_failure_for_good_is_a_contradiction(server: Server) -> None:
+    await enqueue(server)
+    id_, token = await lease(server)
+    body = {"token": token, "retry": False, "retry_after_seconds": 1}
+    assert await refused(server, "POST", f"{Q}/jobs/{id_}/fail", body) == (400, "invalid", "retry_after_seconds")
+    many = {"jobs": [{"id": id_, **body}]}
+    assert await refused(server, "POST", f"{Q}/fail", many) == (400, "invalid", "jobs[0].retry_after_seconds")
+
+
+async def test_what_the_path_names_may_be_named_again_but_not_otherwise(server: Server) -> None:
+    await enqueue(server)
+    id_, token = await lease(server)
+    target = f"{Q}/jobs/{id_}/extend"
+    assert await refused(server, "POST", target, {"token": token, "id": id_ + 1}) == (400, "invalid", "id")
+    assert await refused(server, "POST", target, {"token": token, "queue": "b"}) == (400, "invalid", "queue")
+    body = {"jobs": [{"queue": "b", "id": id_, "token": token}]}
+    assert await refused(server, "POST", f"{Q}/extend", body) == (400, "invalid", "jobs[0].queue")
+    assert (await post(server, target, {"token": token, "id": id_, "queue": "q"}))["state"] == "in_progress"
+
+
+# --- bulk
+
+
+async def test_a_purge_names_the_states_that_it_forgets(server: Server) -> None:
+    await enqueue(server)
+    for body in ({}, {"state": None}, {"state": []}, {"state": "in_progress"}, {"state": ["queued", "in_progress"]}):
+        status, code, field = await refused(server, "POST", f"{Q}/purge", body)
+        assert (status, code) == (400, "invalid")
+        assert field in {"state", "state[1]"}
+    assert (await get(server, Q))["counts"]["queued"] == 1
+
+
+async def test_a_redrive_is_of_dead_and_cancelled_jobs(server: Server) -> None:
+    await enqueue(server)
+    for state in ("queued", "concluded", "in_progress", [], ["dead", "scheduled"]):
+        assert (await refused(server, "POST", f"{Q}/redrive", {"state": state}))[:2] == (400, "invalid")
+
+
+@one_engine
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("POST", f"{Q}/pause"),
+        ("POST", f"{Q}/resume"),
+        ("DELETE", Q),
+        ("POST", f"{Q}/jobs/1/cancel"),
+        ("POST", f"{Q}/jobs/1/redrive"),
+        ("POST", f"{Q}/jobs/1/run"),
+        ("DELETE", f"{Q}/jobs/1"),
+    ],
+)
+async def test_a_verb_without_fields_refuses_any(server: Server, method: str, target: str) -> None:
+    await enqueue(server, {"type": "a", "delay_seconds": 1})
+    assert await refused(server, method, target, {"reason": "why"}) == (400, "invalid", "reason")
+    assert await refused(server, method, target, b"{") == (400, "malformed", "body")
