@@ -81,7 +81,8 @@ class Enqueued(msgspec.Struct, frozen=True):
 class Enqueue(Command[Enqueued], frozen=True):
     """Add jobs to a queue, all or none but for their unique keys. The queue is made if it does not exist.
 
-    Refused with QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where queues must be declared) or KeyReused.
+    Refused with InvalidCommand (a `not_before` too far away), QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where
+    queues must be declared) or KeyReused.
     """
 
     queue: str

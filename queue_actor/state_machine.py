@@ -70,6 +70,7 @@ from queue_actor.commands import (
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import (
     AlreadyFinished,
+    InvalidCommand,
     LeaseLost,
     MemoryFull,
     NotFinished,
@@ -228,6 +229,7 @@ class StateMachine:
             answer = self._enqueue_answers.find(command.key, now)
             if answer is not None:
                 return answer
+        self._check_plans(command, now)
         self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
         reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
@@ -235,6 +237,15 @@ class StateMachine:
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
         return reply
+
+    def _check_plans(self, command: Enqueue, now: Now) -> None:
+        latest = now.wall + self._settings.delay_seconds_max
+        for n, new in enumerate(command.jobs):
+            if new.not_before is not None and new.not_before > latest:
+                raise InvalidCommand(
+                    f"a job starts at most delay_seconds_max, {self._settings.delay_seconds_max:g}, from now",
+                    field=f"jobs[{n}].not_before",
+                )
 
     def _check_room(self, command: Enqueue) -> None:
         settings = self._settings

@@ -400,7 +400,8 @@ class RedriveBody(FilterBody, frozen=True, kw_only=True):
     """A redrive of many jobs, at a rate if one is given."""
 
     state: Redrivable | Annotated[list[Redrivable], Meta(min_length=1)] | None = None
-    per_second: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+    # Not so slow that the last of many jobs would be planned for a year that no calendar has.
+    per_second: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None = None
 
     def states(self) -> Sequence[str]:
         """See `FilterBody.states`."""

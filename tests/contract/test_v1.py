@@ -300,3 +300,46 @@ async def test_a_verb_without_fields_refuses_any(server: Server, method: str, ta
     await enqueue(server, {"type": "a", "delay_seconds": 1})
     assert await refused(server, method, target, {"reason": "why"}) == (400, "invalid", "reason")
     assert await refused(server, method, target, b"{") == (400, "malformed", "body")
+
+
+async def test_a_job_cannot_be_planned_beyond_the_longest_delay(server: Server) -> None:
+    for moment in ("2037-01-22T08:00:01Z", "9999-12-31T23:59:59.999999-12:00"):
+        body = {"jobs": [{"type": "a"}, {"type": "a", "not_before": moment}]}
+        assert await refused(server, "POST", f"{Q}/enqueue", body) == (400, "invalid", "jobs[1].not_before")
+    assert not (await get(server, Q))["exists"]
+    for moment in ("2037-01-22T08:00:00Z", "0001-01-01T00:00:00+14:00"):
+        (id_,) = await enqueue(server, {"type": "a", "not_before": moment})
+        assert (await ask(server, "GET", f"{Q}/jobs/{id_}")).status == 200
+
+
+async def test_a_rate_is_bounded_so_that_every_job_has_a_day_to_run_on(server: Server) -> None:
+    assert await refused(server, "POST", f"{Q}/redrive", {"per_second": 0.000_9}) == (400, "invalid", "per_second")
+    assert await refused(server, "POST", f"{Q}/redrive", {"per_second": 1_000_001}) == (400, "invalid", "per_second")
+
+
+# --- idempotency
+
+
+async def test_a_repeat_whose_leases_have_all_ended_is_empty_at_once_and_holds_nobody_up(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    await enqueue(server)
+    wanted = {"wait_seconds": 20}
+    (job,) = (await post(server, f"{Q}/dequeue", wanted, Idempotency_Key="k"))["jobs"]
+    await post(server, f"{Q}/jobs/{job['id']}/conclude", {"token": job["lease"]["token"]})
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def repeat() -> None:
+            assert await post(server, f"{Q}/dequeue", wanted, Idempotency_Key="k") == {"jobs": []}
+            assert trio.current_time() == started
+
+        @nursery.start_soon
+        async def wait_in_line() -> None:
+            await trio.sleep(1)
+            assert len(await dequeue(server, wait_seconds=20)) == 1
+            assert trio.current_time() == started + 2
+
+        await trio.sleep(2)
+        await enqueue(server)
