@@ -104,6 +104,7 @@ class Dequeued(msgspec.Struct, frozen=True):
     """The leases given; none if there was no job."""
 
     leases: Sequence[Lease] = ()
+    repeated: bool = False  # the answer of an earlier dequeue under the same key: an empty one is not to be waited on
 
 
 class DequeueOrder(StrEnum):

@@ -315,7 +315,8 @@ class StateMachine:
         if command.key is not None:
             answer = self._dequeue_answers.find(command.key, now)
             if answer is not None:
-                return Dequeued([lease for held in answer if (lease := self._lease_again(*held)) is not None])
+                held = [lease for holding in answer if (lease := self._lease_again(*holding)) is not None]
+                return Dequeued(held, repeated=True)
         basket = _Basket(self._settings.reply_bytes_max)
         queue = self._queues.get(command.queue) if isinstance(command.queue, str) else None
         if queue is not None:

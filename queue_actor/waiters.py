@@ -59,7 +59,7 @@ class Waiters:
         command = request.command
         reply = machine.apply(command, now)
         if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0 and may_park:
-            if isinstance(reply, Dequeued) and not reply.leases:
+            if isinstance(reply, Dequeued) and not reply.leases and not reply.repeated:
                 self._park(request, command)  # type: ignore[arg-type] # R is Dequeued here
                 return None
             if isinstance(reply, Job) and reply.state not in FINISHED:

@@ -4,14 +4,13 @@ What every answer has to have, problem documents included, is checked in stack.p
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from queue_actor.settings import Settings
 from tests.contract.stack import PROMISED, Answer, Server
 
 PROMISED.update(
@@ -26,6 +25,15 @@ PROMISED.update(
         "key_reused": (422, "never", None),
     }
 )
+
+
+def run_in_virtual_time(main: Callable[[], Awaitable[None]], **arguments: Any) -> None:
+    """`trio.run` with a clock that jumps to the next deadline when everybody waits, and begins with the epoch."""
+    trio.run(main, **(arguments | {"clock": MockClock(autojump_threshold=0)}))
+
+
+timed = pytest.mark.trio(run=run_in_virtual_time)
+"""For what happens at a time."""
 
 one_engine = pytest.mark.parametrize("engine_name", ["actor"])
 """For what no engine has a part in."""
@@ -302,6 +310,7 @@ async def test_a_verb_without_fields_refuses_any(server: Server, method: str, ta
     assert await refused(server, method, target, b"{") == (400, "malformed", "body")
 
 
+@timed
 async def test_a_job_cannot_be_planned_beyond_the_longest_delay(server: Server) -> None:
     for moment in ("2037-01-22T08:00:01Z", "9999-12-31T23:59:59.999999-12:00"):
         body = {"jobs": [{"type": "a"}, {"type": "a", "not_before": moment}]}
@@ -320,9 +329,8 @@ async def test_a_rate_is_bounded_so_that_every_job_has_a_day_to_run_on(server: S
 # --- idempotency
 
 
-async def test_a_repeat_whose_leases_have_all_ended_is_empty_at_once_and_holds_nobody_up(
-    server: Server, autojump_clock: MockClock
-) -> None:
+@timed
+async def test_a_repeat_whose_leases_have_all_ended_is_empty_at_once_and_holds_nobody_up(server: Server) -> None:
     await enqueue(server)
     wanted = {"wait_seconds": 20}
     (job,) = (await post(server, f"{Q}/dequeue", wanted, Idempotency_Key="k"))["jobs"]
