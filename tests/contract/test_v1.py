@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.contract.stack import PROMISED, Answer, Server
 
@@ -351,3 +351,22 @@ async def test_a_repeat_whose_leases_have_all_ended_is_empty_at_once_and_holds_n
 
         await trio.sleep(2)
         await enqueue(server)
+
+
+@timed
+async def test_the_key_of_a_dequeue_that_waits_is_refused_to_another_body(server: Server) -> None:
+    await enqueue(server, queue="b")
+    key = {"Idempotency_Key": "k"}
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def wait_in_line() -> None:
+            answer = await post(server, "/v1/dequeue", {"queues": ["a"], "wait_seconds": 20}, **key)
+            assert [job["queue"] for job in answer["jobs"]] == ["a"]
+
+        await wait_all_tasks_blocked()
+        for queues in (["b"], ["a", "b"], "b*"):
+            other = {"queues": queues, "wait_seconds": 20}
+            assert await refused(server, "POST", "/v1/dequeue", other, **key) == (422, "key_reused", "Idempotency-Key")
+        await enqueue(server, queue="a")
+    assert (await get(server, "/v1/queues/b"))["counts"]["queued"] == 1
