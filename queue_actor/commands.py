@@ -336,6 +336,7 @@ class SetPolicy(Command[QueueView], frozen=True):
 
     queue: str
     policy: QueuePolicy
+    paused: bool | None = None  # None: as it is
 
 
 class Pause(Command[QueueView], frozen=True):
@@ -346,7 +347,7 @@ class Pause(Command[QueueView], frozen=True):
 
 
 class DeleteQueue(Command[QueueView], frozen=True):
-    """Delete a queue without jobs, and its policy. Its ids are never given again.
+    """Delete a queue without jobs, and its policy. Its ids are never given again. The answer is how it reads then.
 
     Refused with UnknownQueue or QueueNotEmpty.
     """

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from queue_actor.commands import JobFilter, JobsFound, ListQueues, QueuesFound, QueueView, Search
 from queue_actor.errors import ForgottenJob, UnknownJob
-from queue_actor.jobs import Job, JobState, Now
-from queue_actor.queues import Queue
+from queue_actor.jobs import Job, JobState, Now, first_policy
+from queue_actor.queues import METERED, Queue
 
 SCANNED_IDS_MAX = 10_000
 """Ids that one search or one slice of a bulk command looks at."""
@@ -71,7 +71,13 @@ def search(queue: Queue | None, command: Search) -> JobsFound:
 def view(queue: Queue | None, name: str, now: Now) -> QueueView:
     """A queue in figures."""
     if queue is None:
-        return QueueView(name, exists=False, counts=dict.fromkeys(JobState, 0))
+        return QueueView(
+            name,
+            exists=False,
+            counts=dict.fromkeys(JobState, 0),
+            policy=first_policy(name),
+            per_minute=dict.fromkeys(METERED, 0.0),
+        )
     oldest = queue.ready.first(oldest=True)
     return QueueView(
         name,

@@ -1,6 +1,6 @@
 """What the state machine keeps of one queue."""
 
-from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FIRST_POLICY, Job, JobState, QueuePolicy
+from queue_actor.jobs import Job, JobState, QueuePolicy, first_policy
 from queue_actor.meters import Meter
 from queue_actor.ready import Ready
 from queue_actor.settings import Settings
@@ -36,7 +36,7 @@ class Queue:
 
     def __init__(self, name: str, settings: Settings, *, next_id: int, next_fence: int) -> None:
         self.name = name
-        self.policy: QueuePolicy = DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY
+        self.policy: QueuePolicy = first_policy(name)
         self.declared = False
         self.paused = False
         self.jobs: dict[int, Job] = {}

@@ -204,6 +204,8 @@ class StateMachine:
         self._check_new_queue(command.queue)
         queue = self._ledger.open_queue(command.queue, now)
         queue.policy = command.policy
+        if command.paused is not None:
+            queue.paused = command.paused
         queue.declared = True
         self._ledger.offer(queue)  # it may have become more generous
         return queries.view(queue, queue.name, now)
@@ -218,9 +220,8 @@ class StateMachine:
         queue = self._existing(command.queue)
         if queue.jobs:
             raise QueueNotEmpty(f"queue {queue.name} holds {len(queue.jobs)} jobs: purge it first", field="queue")
-        view = queries.view(queue, queue.name, now)
         self._ledger.delete_queue(queue)
-        return view
+        return queries.view(None, queue.name, now)
 
     # --- enqueue
 

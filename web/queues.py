@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from quart import Blueprint, request
 
 from queue_actor.commands import (
@@ -23,7 +24,7 @@ from queue_actor.commands import (
     SetPolicy,
 )
 from queue_actor.engine import Engine, execute_in_slices
-from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FINISHED, FIRST_POLICY, JobState
+from queue_actor.jobs import FINISHED, JobState, first_policy
 from queue_actor.settings import Settings
 from web.audit import audit
 from web.bodies import Body, FilterBody, PolicyBody, PurgeBody, RedriveBody
@@ -94,7 +95,9 @@ class Desk:
         refuse_query(request, "prefix", "cursor", "limit")
         query = request.args
         command = ListQueues(
-            query.get("prefix", ""), query.get("cursor", ""), limited(query.get("limit"), PAGE, PAGE_MAX, "limit")
+            "" if "prefix" not in query else queue_name(query["prefix"], "prefix"),
+            "" if "cursor" not in query else queue_name(query["cursor"], "cursor"),
+            limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
         )
         found = await self.engine.execute(command)
         documents = [queue_document(view, self.engine.waiting(view.name)) for view in found.queues]
@@ -110,10 +113,9 @@ class Desk:
         refuse_query(request)
         name = queue_name(queue)
         body = decode(POLICY, await body_of_request())
-        policy = body.policy(DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY, self.settings)
-        view = await self.engine.execute(SetPolicy(name, policy))
-        if isinstance(body.paused, bool):
-            view = await self.engine.execute(Pause(name, body.paused))
+        policy = body.policy(first_policy(name), self.settings)
+        paused = None if body.paused is UNSET else body.paused
+        view = await self.engine.execute(SetPolicy(name, policy, paused))
         audit("policy", queue=name, policy=msgspec.to_builtins(policy), paused=view.paused)
         return self._show(view)
 
@@ -167,7 +169,7 @@ class Desk:
             limit=limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
             after_id=None if "cursor" not in query else job_id(query["cursor"], field="cursor"),
         )
-        content = one_of(query.get("include"), ("", "content"), "include") == "content"
+        content = "include" in query and one_of(query["include"], ("content",), "include") == "content"
         found = await self.engine.execute(command)
         views = [job_view(job, content=content) for job in found.jobs]
         return reply(_encode(JobsView(views, None if found.next_after is None else str(found.next_after))))

@@ -26,6 +26,7 @@ NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 QUEUE_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\Z"
 Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
 CONSUMER_CHARACTERS_MAX = 200
+TEXT_CHARACTERS_MAX = 200
 KEY_CHARACTERS_MAX = 200
 REPEATED_CHARACTERS_MAX = 200  # of a request in its refusal
 
@@ -36,6 +37,7 @@ _ID = re.compile(r"\A(0|[1-9][0-9]{0,15})\Z")
 _SECONDS = re.compile(r"\A[0-9]{1,10}(\.[0-9]{1,9})?\Z")
 _QUEUE = re.compile(QUEUE_NAME)
 _CONSUMER = re.compile(NO_CONTROLS)
+_ANY = re.compile("")
 
 # nginx and others drop names with underscores, so the classic name has two aliases that pass everywhere.
 CONSUMER_HEADERS = ("QUEUE_CONSUMER", "Queue-Consumer", "X-Queue-Consumer")
@@ -140,8 +142,8 @@ def job_id(text: str, field: str = "id") -> int:
     return int(text)
 
 
-def queue_name(text: str) -> str:
-    """A queue's name from a path.
+def queue_name(text: str, field: str = "queue") -> str:
+    """A queue's name from a path, or what a name may begin with from the query.
 
     Raises:
         Problem: `invalid`.
@@ -150,7 +152,7 @@ def queue_name(text: str) -> str:
         raise Problem(
             "invalid",
             "a queue's name has 1 to 80 of A-Z a-z 0-9 _ . : - and begins with one of A-Z a-z 0-9",
-            field="queue",
+            field=field,
         )
     return text
 
@@ -272,11 +274,17 @@ def filter_of_query(query: MultiDict[str, str]) -> JobFilter:
     since = query.get("since")
     return JobFilter(
         frozenset(JobState(state) for state in states),
-        query.get("type"),
-        query.get("consumer"),
-        query.get("error"),
+        _text(query.get("type"), "type", _CONSUMER),
+        _text(query.get("consumer"), "consumer", _CONSUMER),
+        _text(query.get("error"), "error", _ANY),
         None if since is None else moment(since, "since"),
     )
+
+
+def _text(text: str | None, field: str, characters: re.Pattern[str]) -> str | None:
+    if text is not None and not (1 <= len(text) <= TEXT_CHARACTERS_MAX and characters.match(text)):
+        raise Problem("invalid", f"{field} is a text of 1 to {TEXT_CHARACTERS_MAX} plain characters", field=field)
+    return text
 
 
 def moment(text: str, field: str) -> float:
@@ -286,7 +294,8 @@ def moment(text: str, field: str) -> float:
         Problem: `invalid`.
     """
     try:
-        at: datetime = msgspec.convert(text, Annotated[datetime, Meta(tz=True)])
+        # In a query a plus stands for a space, unless it is written %2B; no other space can be there.
+        at: datetime = msgspec.convert(text.replace(" ", "+"), Annotated[datetime, Meta(tz=True)])
     except msgspec.ValidationError as error:
         raise Problem("invalid", f"{field} is a time by RFC 3339 with its offset from UTC", field=field) from error
     return at.timestamp()

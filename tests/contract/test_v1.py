@@ -370,3 +370,113 @@ async def test_the_key_of_a_dequeue_that_waits_is_refused_to_another_body(server
             assert await refused(server, "POST", "/v1/dequeue", other, **key) == (422, "key_reused", "Idempotency-Key")
         await enqueue(server, queue="a")
     assert (await get(server, "/v1/queues/b"))["counts"]["queued"] == 1
+
+
+# --- queues and searches
+
+
+async def test_a_queue_is_given_its_policy_and_paused_in_one_step(server: Server) -> None:
+    """Nobody is handed a job in between."""
+    await post(server, f"{Q}/enqueue", {"jobs": [{"type": "a"}]})
+    assert (await ask(server, "PUT", Q, {"in_progress_max": 1})).status == 200
+    _id, _token = await lease(server)
+    await enqueue(server)
+    async with trio.open_nursery() as nursery:
+        answers: list[object] = []
+
+        @nursery.start_soon
+        async def wait_in_line() -> None:
+            answers.append(await dequeue(server, wait_seconds=0.5))
+
+        await wait_all_tasks_blocked()
+        paused = await ask(server, "PUT", Q, {"paused": True})
+    assert answers == [[]]
+    assert paused.json["paused"]
+    kept = await ask(server, "PUT", Q, {"max_attempts": 3})
+    assert kept.json["paused"]
+    resumed = await ask(server, "PUT", Q, {"paused": False})
+    assert not resumed.json["paused"]
+    assert resumed.json["policy"]["max_attempts"] == 25
+    assert len(await dequeue(server)) == 1
+
+
+async def test_a_deleted_queue_reads_as_one_that_never_was(server: Server) -> None:
+    await enqueue(server)
+    id_, token = await lease(server)
+    await post(server, f"{Q}/jobs/{id_}/conclude", {"token": token})
+    never = await get(server, "/v1/queues/never")
+    deleted = await ask(server, "DELETE", Q)
+    assert deleted.status == 200
+    assert deleted.json == await get(server, Q) == {**never, "name": "q"}
+
+
+@one_engine
+@pytest.mark.parametrize(
+    ("target", "field"),
+    [
+        (f"{Q}/jobs?type=", "type"),
+        (f"{Q}/jobs?type={'a' * 201}", "type"),
+        (f"{Q}/jobs?consumer={'a' * 201}", "consumer"),
+        (f"{Q}/jobs?consumer=%00", "consumer"),
+        (f"{Q}/jobs?error=", "error"),
+        (f"{Q}/jobs?error={'a' * 201}", "error"),
+        (f"{Q}/jobs?state=", "state"),
+        (f"{Q}/jobs?state=queued,", "state"),
+        (f"{Q}/jobs?state=QUEUED", "state"),
+        (f"{Q}/jobs?since=yesterday", "since"),
+        (f"{Q}/jobs?since=2026-11-24T02:45:10", "since"),
+        (f"{Q}/jobs?order=random", "order"),
+        (f"{Q}/jobs?order=", "order"),
+        (f"{Q}/jobs?limit=0", "limit"),
+        (f"{Q}/jobs?limit=1001", "limit"),
+        (f"{Q}/jobs?limit=1e1", "limit"),
+        (f"{Q}/jobs?cursor=x", "cursor"),
+        (f"{Q}/jobs?cursor=-1", "cursor"),
+        (f"{Q}/jobs?include=", "include"),
+        (f"{Q}/jobs?include=history", "include"),
+        (f"{Q}/jobs?stat=dead", "stat"),
+        (f"{Q}/jobs?state=dead&state=queued", "state"),
+        (f"{Q}/jobs/1?wait=1", "wait"),
+        (f"{Q}/jobs/1?wait_seconds=20.1", "wait_seconds"),
+        (f"{Q}/jobs/1?wait_seconds=nan", "wait_seconds"),
+        (f"{Q}/jobs/1?wait_seconds=inf", "wait_seconds"),
+        (f"{Q}/jobs/1?wait_seconds=-1", "wait_seconds"),
+        (f"{Q}/jobs/0x1", "id"),
+        (f"{Q}/jobs/01", "id"),
+        (f"{Q}/jobs/9007199254740992", "id"),
+        ("/v1/queues?prefix=", "prefix"),
+        ("/v1/queues?prefix=tenant/", "prefix"),
+        (f"/v1/queues?cursor={'a' * 81}", "cursor"),
+        ("/v1/queues?limit=1001", "limit"),
+        ("/v1/queues?q=a", "q"),
+        ("/v1/queues/-", "queue"),
+        (f"/v1/queues/{'a' * 81}", "queue"),
+        ("/v1/queues/a%0A", "queue"),
+        (f"{Q}?verbose=1", "verbose"),
+    ],
+)
+async def test_a_query_is_as_strict_as_a_body(server: Server, target: str, field: str) -> None:
+    assert await refused(server, "GET", target) == (400, "invalid", field)
+
+
+@timed
+@pytest.mark.parametrize("since", ["2027-01-15T08:00:00Z", "2027-01-15T09:00:00%2B01:00", "2027-01-15T09:00:00+01:00"])
+async def test_a_time_in_a_query_may_have_any_offset_and_its_plus_as_it_is(server: Server, since: str) -> None:
+    await enqueue(server)
+    await trio.sleep(10)
+    assert len((await get(server, f"{Q}/jobs?since={since}"))["jobs"]) == 1
+    assert (await get(server, f"{Q}/jobs?since=2027-01-15T08:00:10Z"))["jobs"] == []
+
+
+@timed
+async def test_an_attempt_that_may_last_no_longer_is_not_lost_by_asking(server: Server) -> None:
+    await ask(server, "PUT", Q, {"run_seconds_max": 60})
+    await enqueue(server)
+    id_, token = await lease(server, lease_seconds=300)
+    target = f"{Q}/jobs/{id_}"
+    body = {"token": token, "lease_seconds": 61}
+    answer = await ask(server, "POST", f"{target}/extend", body)
+    assert answer.problem == (409, "run_too_long", "lease_seconds")
+    assert answer.json["retryable"] == "never"
+    assert (await get(server, target))["lease"]["seconds"] == 60
+    assert (await post(server, f"{target}/conclude", {"token": token}))["state"] == "concluded"
