@@ -5,8 +5,7 @@ body becomes a command, with the path of the value in the problem.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -20,7 +19,6 @@ from queue_actor.commands import (
     ExtendClaim,
     FailClaim,
     IdempotencyKey,
-    JobFilter,
     NewJob,
     ReleaseClaim,
 )
@@ -30,44 +28,38 @@ from queue_actor.jobs import (
     Jitter,
     JobError,
     JobOptions,
-    JobState,
     OnExisting,
     QueuePolicy,
     Retry,
     RetryKind,
     UniqueUntil,
 )
-from queue_actor.settings import DAY_SECONDS, Settings
-from queue_actor.tokens import FENCE_MAX
-from web.problems import Problem
-from web.schemas import NO_CONTROLS, QUEUE_NAME, Type, new_payload
-
-ATTEMPTS_MAX = 1_000_000
-ERROR_TYPE_CHARACTERS_MAX = 200
-ERROR_MESSAGE_CHARACTERS_MAX = 10_000
-META_PAIRS_MAX = 8
-DEQUEUE_QUEUES_MAX = 100
-SECONDS_MAX = 3_660 * DAY_SECONDS
-
-QUEUE_PREFIX = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,78}\*\Z"
-
-TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
-"""W3C Trace Context, section 3.2."""
-
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
-QueueName = Annotated[str, Meta(pattern=QUEUE_NAME)]
-QueueNames = (
-    Annotated[list[QueueName], Meta(min_length=1, max_length=DEQUEUE_QUEUES_MAX)]
-    | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
+from queue_actor.settings import Settings
+from web.fields import (
+    ATTEMPTS_MAX,
+    BATCH,
+    ERROR_MESSAGE_CHARACTERS_MAX,
+    ERROR_TYPE_CHARACTERS_MAX,
+    META_PAIRS_MAX,
+    SECONDS_MAX,
+    TRACEPARENT,
+    Content,
+    Count,
+    Delay,
+    Id,
+    Lease,
+    MetaKey,
+    MetaText,
+    Moment,
+    Name,
+    QueueName,
+    QueueNames,
+    Seconds,
+    Token,
+    Wait,
 )
-Token = Annotated[str, Meta(min_length=1, max_length=200)]
-Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
-Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
-Lease = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]  # bounded by a setting besides
-Purgeable = Literal["scheduled", "queued", "concluded", "dead", "cancelled"]
-Redrivable = Literal["dead", "cancelled"]
-Moment = Annotated[datetime, Meta(tz=True)]
-MetaText = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
+from web.problems import Problem
+from web.schemas import Type, new_payload
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,9 +84,9 @@ class NewJobBody(Body, frozen=True):
     """A job of an enqueue."""
 
     type: Type
-    payload: Raw = Raw()
+    payload: Content = Raw()
     priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
-    delay_seconds: Seconds | None = None
+    delay_seconds: Delay | None = None
     not_before: Moment | None = None
     ttl_seconds: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX)] | None = None
@@ -103,7 +95,7 @@ class NewJobBody(Body, frozen=True):
     unique_key: Name | None = None
     unique_until: UniqueUntil = UniqueUntil.FINISHED
     on_existing: OnExisting = OnExisting.KEEP
-    meta: dict[MetaText, Annotated[str, Meta(max_length=100, pattern=NO_CONTROLS)]] | None = None
+    meta: Annotated[dict[MetaKey, MetaText], Meta(max_length=META_PAIRS_MAX)] | None = None
     traceparent: Annotated[str, Meta(pattern=TRACEPARENT)] | None = None
 
     def new_job(self, settings: Settings, path: str) -> NewJob:
@@ -116,8 +108,6 @@ class NewJobBody(Body, frozen=True):
             raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}.not_before")
         _check_delay(self.delay_seconds, settings, f"{path}.delay_seconds")
         _check_lease(self.lease_seconds, settings, f"{path}.lease_seconds")
-        if self.meta is not None and len(self.meta) > META_PAIRS_MAX:
-            raise Problem("invalid", f"meta has at most {META_PAIRS_MAX} pairs", field=f"{path}.meta")
         return NewJob(
             type=self.type,
             payload=new_payload(self.payload, settings, field=f"{path}.payload"),
@@ -145,7 +135,7 @@ class NewJobBody(Body, frozen=True):
 class EnqueueBody(Body, frozen=True):
     """Many new jobs."""
 
-    jobs: Annotated[list[NewJobBody], Meta(min_length=1)]
+    jobs: Annotated[list[NewJobBody], BATCH]
 
     def new_jobs(self, settings: Settings) -> list[NewJob]:
         """The jobs in the core's words.
@@ -160,8 +150,8 @@ class EnqueueBody(Body, frozen=True):
 class DequeueBody(Body, frozen=True):
     """What a consumer asks for."""
 
-    count: Annotated[int, Meta(ge=1)] = 1
-    wait_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    count: Count = 1
+    wait_seconds: Wait = 0.0
     lease_seconds: Lease | None = None
     consumer: Name | None = None
 
@@ -265,7 +255,7 @@ class ClaimBody(Body, frozen=True, kw_only=True):
 class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
     """A job that is done."""
 
-    result: Raw = Raw()
+    result: Content = Raw()
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ConcludeClaim:
         """See `ClaimBody.claim`."""
@@ -285,7 +275,7 @@ class FailBody(ClaimBody, frozen=True, kw_only=True):
 
     error: ErrorBody | None = None
     retry: bool = True
-    retry_after_seconds: Seconds | None = None
+    retry_after_seconds: Delay | None = None
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> FailClaim:
         """See `ClaimBody.claim`."""
@@ -300,7 +290,7 @@ class ExtendBody(ClaimBody, frozen=True, kw_only=True):
     """A job that takes longer."""
 
     lease_seconds: Lease | None = None
-    progress: Raw = Raw()
+    progress: Content = Raw()
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ExtendClaim:
         """See `ClaimBody.claim`."""
@@ -312,7 +302,7 @@ class ExtendBody(ClaimBody, frozen=True, kw_only=True):
 class ReleaseBody(ClaimBody, frozen=True, kw_only=True):
     """A job that is given back."""
 
-    delay_seconds: Seconds = 0.0
+    delay_seconds: Delay = 0.0
 
     def check_take_back(self) -> None:
         """Refuse what only the holder may say, where no token is shown.
@@ -341,8 +331,8 @@ class PolicyBody(Body, frozen=True):
     retry: RetryBody | UnsetType = UNSET
     lease_seconds: Lease | UnsetType | None = UNSET
     ttl_seconds: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | UnsetType | None = UNSET
-    queued_jobs_max: Annotated[int, Meta(ge=0, le=100000000)] | UnsetType | None = UNSET
-    in_progress_max: Annotated[int, Meta(ge=1, le=100000000)] | UnsetType | None = UNSET
+    queued_jobs_max: Annotated[int, Meta(ge=0, le=100_000_000)] | UnsetType | None = UNSET
+    in_progress_max: Annotated[int, Meta(ge=1, le=100_000_000)] | UnsetType | None = UNSET
     run_seconds_max: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | UnsetType | None = UNSET
     oldest_every: Annotated[int, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
     retention_seconds: Seconds | UnsetType | None = UNSET
@@ -365,70 +355,6 @@ class PolicyBody(Body, frozen=True):
         if isinstance(self.retry, RetryBody):
             facts["retry"] = self.retry.retry()
         return replace(first, **facts)
-
-
-class FilterBody(Body, frozen=True, kw_only=True):
-    """Which jobs a bulk request means: all conditions that are given must hold."""
-
-    type: Type | None = None
-    consumer: Name | None = None
-    error: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    since: Moment | None = None
-    dry_run: bool = False
-
-    def states(self) -> Sequence[str]:
-        """The states that are meant; none for all that the verb can do anything about."""
-        return ()
-
-    def where(self) -> JobFilter:
-        """The filter in the core's words."""
-        since = None if self.since is None else self.since.timestamp()
-        return JobFilter(frozenset(map(JobState, self.states())), self.type, self.consumer, self.error, since)
-
-
-class PurgeBody(FilterBody, frozen=True, kw_only=True):
-    """A purge, which names what it forgets."""
-
-    state: Purgeable | Annotated[list[Purgeable], Meta(min_length=1)]
-
-    def states(self) -> Sequence[str]:
-        """See `FilterBody.states`."""
-        return [self.state] if isinstance(self.state, str) else self.state
-
-
-class RedriveBody(FilterBody, frozen=True, kw_only=True):
-    """A redrive of many jobs, at a rate if one is given."""
-
-    state: Redrivable | Annotated[list[Redrivable], Meta(min_length=1)] | None = None
-    # Not so slow that the last of many jobs would be planned for a year that no calendar has.
-    per_second: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None = None
-
-    def states(self) -> Sequence[str]:
-        """See `FilterBody.states`."""
-        return [self.state] if isinstance(self.state, str) else self.state or ()
-
-
-class ReleaseManyBody(FilterBody, frozen=True, kw_only=True):
-    """Worker's release of many jobs (`jobs`), or the operator's of all that a consumer holds and that match."""
-
-    jobs: Annotated[list[ReleaseBody], Meta(min_length=1)] | None = None
-    dequeue: DequeueNextBody | None = None
-
-    def check(self) -> None:
-        """Refuse a mixture of the two.
-
-        Raises:
-            Problem: It is one, or neither.
-        """
-        if self.jobs is None:
-            if self.dequeue is not None:
-                raise Problem("invalid", "a dequeue goes with jobs that are released by token", field="dequeue")
-            if self.consumer is None:
-                raise Problem("invalid", "neither jobs nor a consumer is named", field="consumer")
-            return
-        for field in FilterBody.__struct_fields__:
-            if getattr(self, field) not in {None, False}:
-                raise Problem("invalid", f"jobs and {field} exclude each other", field=field)
 
 
 def _queues(named: str | list[str]) -> str | tuple[str, ...]:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, defstruct
+from msgspec import defstruct
 from quart import Blueprint, request
 
 from queue_actor.commands import (
@@ -38,10 +38,11 @@ from web.bodies import (
     ExtendBody,
     FailBody,
     ReleaseBody,
-    ReleaseManyBody,
     check_batch,
 )
 from web.exchanges import cancelled_by_disconnect
+from web.fields import BATCH
+from web.filters import ReleaseManyBody
 from web.problems import Problem
 from web.queues import bulk
 from web.replies import Reply, reply
@@ -80,7 +81,7 @@ MANY = {
     verb: msgspec.json.Decoder(
         defstruct(
             f"Many_{verb}",
-            [("jobs", Annotated[list[body], Meta(min_length=1)]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
+            [("jobs", Annotated[list[body], BATCH]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
             bases=(Body,),
             frozen=True,
             kw_only=True,

@@ -27,8 +27,9 @@ from queue_actor.engine import Engine, execute_in_slices
 from queue_actor.jobs import FINISHED, JobState, first_policy
 from queue_actor.settings import Settings
 from web.audit import audit
-from web.bodies import Body, FilterBody, PolicyBody, PurgeBody, RedriveBody
+from web.bodies import Body, PolicyBody
 from web.exchanges import cancelled_by_disconnect
+from web.filters import FilterBody, PurgeBody, RedriveBody
 from web.replies import Reply, reply
 from web.schemas import (
     body_of_request,
