@@ -4,14 +4,14 @@ What every answer has to have, problem documents included, is checked in stack.p
 """
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import wait_all_tasks_blocked
 
 from tests.contract.stack import PROMISED, Answer, Server
+from tests.contract.timed import timed
 
 PROMISED.update(
     {
@@ -25,15 +25,6 @@ PROMISED.update(
         "key_reused": (422, "never", None),
     }
 )
-
-
-def run_in_virtual_time(main: Callable[[], Awaitable[None]], **arguments: Any) -> None:
-    """`trio.run` with a clock that jumps to the next deadline when everybody waits, and begins with the epoch."""
-    trio.run(main, **(arguments | {"clock": MockClock(autojump_threshold=0)}))
-
-
-timed = pytest.mark.trio(run=run_in_virtual_time)
-"""For what happens at a time."""
 
 one_engine = pytest.mark.parametrize("engine_name", ["actor"])
 """For what no engine has a part in."""
