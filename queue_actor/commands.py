@@ -2,6 +2,8 @@
 
 Each command names the type of its reply, so `Engine.execute(Dequeue(...))` is known to give `Dequeued`. Commands that
 carry many jobs either succeed or are refused as a whole, or answer each job for itself (`Results`).
+
+It is a catalogue, longer than other files so that all verbs can be found in one.
 """
 
 from collections.abc import Sequence

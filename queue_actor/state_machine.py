@@ -10,8 +10,7 @@ Rules for editors:
 1. Whatever is decided about a job is decided here; whatever changes it goes through `Ledger.move`, which checks the
    transition against `TRANSITIONS` and notes the change. The picture of the table heads queue_actor/README.md.
 2. Validate everything, then mutate: a refused command leaves the state exactly as it was.
-3. No clock, no randomness, no I/O. Time is the argument `now`; the token secret, from which chance is drawn too, is
-   an argument.
+3. No clock, no randomness, no I/O. Time is an argument; so is the token secret, from which chance is drawn too.
 4. Leases run on `now.monotonic`; whatever is planned or shown runs on `now.wall`.
 5. Nothing scans: work is proportional to what a command changes, and whatever may be much is cut into slices.
 
@@ -255,8 +254,10 @@ class StateMachine:
             if settings.queues == "declared" and command.queue != DEFAULT_QUEUE:
                 raise UnknownQueue(f"there is no queue {command.queue}, and queues must be declared", field="queue")
             self._check_new_queue(command.queue)
-        # A job whose unique key is taken adds nothing.
-        new = [job for job in command.jobs if queue is None or job.options.unique_key not in queue.unique]
+        new = command.jobs
+        if queue is not None and queue.unique:
+            # A job whose unique key is taken adds nothing.
+            new = [job for job in new if job.options.unique_key not in queue.unique]
         if self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
             raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
         most = None if queue is None else queue.policy.queued_jobs_max

@@ -105,7 +105,7 @@ class Waiters:
                     self._prefixes.add(line)
             if name is not None:
                 self._keyed[name] = parked
-        request.unserved = Dequeued()
+        request.park(Dequeued(), command.wait_seconds)
 
     def serve(
         self, machine: StateMachine, queues: Iterable[str], now: Now
@@ -113,6 +113,9 @@ class Waiters:
         """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
         for queue in queues:
             while (parked := self._oldest(queue)) is not None:
+                if parked.request.abandoned:
+                    self.discard(parked.request)  # his task has not run yet, to leave the line
+                    continue
                 reply = machine.apply(parked.command, now)
                 if not reply.leases and not reply.repeated:
                     break
@@ -146,7 +149,7 @@ class Waiters:
             TooManyWaiters: As many wait as `waiters_max` allows.
         """
         self._check_room()
-        request.unserved = job
+        request.park(job, command.wait_seconds)
         self._readers.setdefault((command.queue, command.id), {})[request] = None
         self._readers_count += 1
 

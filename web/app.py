@@ -19,7 +19,8 @@ from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
 from web.binding import is_loopback
 from web.exchanges import Exchange
-from web.jobs import job_routes
+from web.heads import is_stream
+from web.jobs import STREAM_ENDPOINT, job_routes
 from web.ops import ops_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
@@ -51,6 +52,7 @@ class App(QuartTrio):
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        self.config["MAX_CONTENT_LENGTH"] = None  # the connection has seen to it
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
@@ -84,6 +86,8 @@ class App(QuartTrio):
         refuse_foreign(request, any_host=self.settings.open)
         if request.routing_exception is not None:
             raise request.routing_exception
+        if is_stream(request.scope) and request.endpoint != STREAM_ENDPOINT:
+            raise Problem("unsupported_media_type", "this path takes JSON, not a stream of lines", field="Content-Type")
         assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
         handler: Any = self.view_functions[request.url_rule.endpoint]
         response: Reply = await handler(**(request.view_args or {}))

@@ -40,13 +40,15 @@ from web.bodies import (
     ReleaseBody,
     check_batch,
 )
-from web.exchanges import cancelled_by_disconnect
+from web.exchanges import BodyStream, cancelled_by_disconnect
 from web.fields import BATCH
 from web.filters import ReleaseManyBody
+from web.heads import is_stream
 from web.problems import Problem
 from web.queues import bulk
 from web.replies import Reply, reply
 from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
+from web.streams import enqueue_stream
 from web.views import ResultsView, ResultView, dequeued_view, enqueued_view, error_view, leases_view, result_view
 
 VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
@@ -56,6 +58,9 @@ VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Result
     "release": (ReleaseBody, Release),
 }
 """The verbs of those who hold a lease: what they send, and the command it becomes."""
+
+STREAM_ENDPOINT = "jobs.enqueue"
+"""The only route that takes a stream of lines."""
 
 RIDDEN = frozenset({"conclude", "fail", "release"})
 """The verbs that may carry a dequeue, answered in the same round trip."""
@@ -158,7 +163,10 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
     @routes.post("/queues/<queue>/enqueue")
     async def enqueue(queue: str) -> Reply:
         refuse_query(request)
-        name, data = queue_name(queue), await body_of_request()
+        name = queue_name(queue)
+        if is_stream(request.scope):
+            return enqueue_stream(engine, settings, name, BodyStream(request))
+        data = await body_of_request()
         new = decode(ENQUEUE, data).new_jobs(settings)
         key = idempotency_key(request.headers, data, request.path)
         enqueued = await engine.execute(Enqueue(name, new, key))

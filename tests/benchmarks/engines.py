@@ -33,10 +33,10 @@ class NowaitEngine(LockEngine):
         """Carry out a command."""
         self._lock.acquire_nowait()
         try:
-            reply = await self._carry_out(command)
+            reply = await self._carry_out(Request(command))
         finally:
             self._lock.release()
-        assert not isinstance(reply, Request)
+        assert reply is not None
         return reply
 
 
@@ -45,8 +45,8 @@ class UnlockedEngine(LockEngine):
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command."""
-        reply = await self._carry_out(command)
-        assert not isinstance(reply, Request)
+        reply = await self._carry_out(Request(command))
+        assert reply is not None
         return reply
 
 

@@ -1,0 +1,138 @@
+"""Streams of jobs: an enqueue of any length, one job a line, in bounded memory.
+
+Lines are read as the queue takes them, so a producer that is faster than the queue is slowed down by TCP. Each chunk
+of lines is one command and one commit, and is answered by one line while the next is being read.
+"""
+
+from collections.abc import AsyncIterator
+from math import inf
+
+import msgspec
+import trio
+from quart import request
+
+from queue_actor.commands import Enqueue, NewJob
+from queue_actor.engine import Engine
+from queue_actor.errors import QueueError
+from queue_actor.settings import Settings
+from web.bodies import NewJobBody
+from web.exchanges import BodyStream
+from web.problems import Problem
+from web.replies import Reply
+from web.schemas import decode
+from web.views import ErrorView, error_view
+
+CHUNK_LINES = 1_000
+"""Lines of one command; the setting `batch_jobs_max` may make it fewer."""
+
+PAUSE_SECONDS = 0.1
+"""A producer that pauses so long has the lines it has sent enqueued."""
+
+_JOB = msgspec.json.Decoder(NewJobBody)
+_encode = msgspec.json.encode
+
+
+class LineError(ErrorView, frozen=True, kw_only=True):
+    """Why a line is no job."""
+
+    line: int
+
+
+class ChunkView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of a chunk: the jobs of its good lines are enqueued, with ids in the order of the lines."""
+
+    lines: int  # read so far, this chunk included
+    count: int  # jobs of this chunk that are enqueued, or were there under their unique key
+    first_id: int | None = None
+    errors: list[LineError] = []  # by line, counted from 1
+    error: ErrorView | None = None  # nothing of this chunk, and of what follows it, is enqueued
+
+
+def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStream) -> Reply:
+    """The answer to an enqueue of lines; it is made while the lines come."""
+    if "Idempotency-Key" in request.headers:
+        raise Problem(
+            "invalid", "a stream cannot be repeated under a key: give its jobs unique keys", field="Idempotency-Key"
+        )
+    chunks = Chunks(engine, settings, queue)
+    answer = Reply(chunks.answers(body), headers={"Queue-Durability": "memory"}, content_type="application/x-ndjson")
+    answer.timeout = None
+    answer.facts = {"queue": queue}
+    return answer
+
+
+class Chunks:
+    """Takes lines apart, enqueues them chunk by chunk, and tells what became of each."""
+
+    def __init__(self, engine: Engine, settings: Settings, queue: str) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._queue = queue
+        self._chunk_lines = min(CHUNK_LINES, settings.batch_jobs_max)
+        self._lines = 0
+        self._new: list[NewJob] = []
+        self._errors: list[LineError] = []
+
+    async def answers(self, body: BodyStream) -> AsyncIterator[bytes]:
+        """One line of JSON for each chunk; after one with an `error` there is no other."""
+        rest = b""
+        try:
+            while (piece := await self._next_piece(body)) is not None:
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    self._take(line)
+                    if self._waiting == self._chunk_lines:
+                        yield await self._flush()
+                if not piece and self._waiting:
+                    yield await self._flush()
+                self._check_length(rest)
+            if rest:
+                self._take(rest)
+            if self._waiting:
+                yield await self._flush()
+        except QueueError as refusal:
+            yield self._tell(0, error=error_view(refusal))
+        except Problem as problem:
+            yield self._tell(0, error=ErrorView(problem.code, problem.detail))
+
+    @property
+    def _waiting(self) -> int:
+        """Lines that were read and not yet answered."""
+        return len(self._new) + len(self._errors)
+
+    async def _next_piece(self, body: BodyStream) -> bytes | None:
+        """What comes next; nothing if the producer pauses while lines wait; None at the end."""
+        with trio.move_on_after(PAUSE_SECONDS if self._waiting else inf):
+            return await body.piece()
+        return b""
+
+    def _check_length(self, line: bytes) -> None:
+        if len(line) > self._settings.request_bytes_max:
+            raise Problem("too_large", f"line {self._lines + 1} is larger than request_bytes_max")
+
+    def _take(self, line: bytes) -> None:
+        """Make a line a job, or an error. Empty lines are passed over."""
+        self._lines += 1
+        if not line.strip():
+            return
+        try:
+            self._new.append(decode(_JOB, line).new_job(self._settings, ""))
+        except Problem as problem:
+            self._errors.append(LineError(problem.code, problem.detail, problem.field, line=self._lines))
+
+    async def _flush(self) -> bytes:
+        """Enqueue the jobs at hand; the line that says so.
+
+        Raises:
+            QueueError: None of them is enqueued.
+        """
+        new, self._new = self._new, []
+        if not new:
+            return self._tell(0)
+        jobs = (await self._engine.execute(Enqueue(self._queue, new))).jobs
+        enqueued = [job for job in jobs if not isinstance(job, QueueError)]
+        return self._tell(len(enqueued), first_id=enqueued[0].id if enqueued else None)
+
+    def _tell(self, count: int, *, first_id: int | None = None, error: ErrorView | None = None) -> bytes:
+        errors, self._errors = self._errors, []
+        return _encode(ChunkView(self._lines, count, first_id, errors, error)) + b"\n"
