@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Annotated, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 from werkzeug.datastructures import Headers
 
 from queue_actor.jobs import FINISHED, Job, JobState
@@ -43,7 +43,8 @@ class SimpleJob(msgspec.Struct, frozen=True, omit_defaults=True):
     ID: int
     Type: str
     Status: str
-    Payload: Raw = Raw()
+    # Not Raw(): an empty raw value is written, as nothing, which is no JSON.
+    Payload: Raw | UnsetType = UNSET
     State: str = ""
 
 
@@ -63,7 +64,7 @@ def simple_job(job: Job) -> bytes:
         job.id,
         job.type,
         _STATUS[job.state],
-        Raw() if job.payload is None else Raw(job.payload),
+        UNSET if job.payload is None else Raw(job.payload),
         job.state.value if ended_otherwise else "",
     )
     return msgspec.json.encode(shown)
