@@ -48,6 +48,8 @@ class Waiters:
         """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
         for queue in queues:
             for request, command in list(self._lines.get(queue, {}).items()):
+                if request.abandoned:
+                    continue  # his task has not run yet, to leave the line
                 reply = machine.apply(command, now)
                 if not reply.leases:
                     break

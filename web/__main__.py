@@ -17,8 +17,8 @@ from queue_actor.service import open_engine
 from queue_actor.settings import SettingError, Settings, help_text, read_settings
 from web.app import App
 from web.binding import address_of, listen
-from web.connections import installed, make_config
 from web.logs import set_up_logging
+from web.serving import installed, make_config
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG

@@ -49,6 +49,7 @@ class App(QuartTrio):
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        self.config["MAX_CONTENT_LENGTH"] = None  # the connection has seen to it
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(ops_routes(lambda: self.draining))
 

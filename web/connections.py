@@ -19,10 +19,9 @@ events. Rules for editors:
 import logging
 import socket
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Any
@@ -31,7 +30,6 @@ import h11
 import trio
 from hypercorn import typing as asgi
 from hypercorn.config import Config
-from hypercorn.trio import run as seam
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import parse_socket_addr
 
@@ -51,12 +49,9 @@ SEND_BYTES = 64 * KIB
 LINGER_SECONDS = 2.0
 # For a vanished peer to acknowledge what the kernel took from us, which no send waits for. Linux only.
 UNACKNOWLEDGED_SECONDS = 30
-# An exit takes at most these 4 of its 5 seconds here: for requests under way, and for the application's lifespan.
-GRACEFUL_SECONDS = 3.0
-LIFESPAN_SECONDS = 1.0
 
-BACKLOG = 1024
-READ_BYTES = 64 * KIB
+# A hostile body, a chunk for each byte, takes h11 20 ms a read: nobody else is served meanwhile.
+READ_BYTES = 16 * KIB
 # Connections above the limit that are told so at a time; further ones are closed without a word.
 REFUSED_MAX = 100
 
@@ -73,7 +68,7 @@ class HungUp(Exception):
 class Connections(EventWrapper):
     """The open connections of one server, their limit, and the event that ends them.
 
-    `len()` is how many count towards the limit. Each connection puts this in the place of Hypercorn's `terminated`.
+    `len()` is how many count towards the limit. Hypercorn sets the event: each connection puts it where that is kept.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -134,8 +129,8 @@ class Connection:
     client: tuple[str, int] | None = None
     server: tuple[str, int] | None = None
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
-    # The wait that `finish` cuts short.
-    wait: trio.CancelScope | None = None
+    # The latest wait that `finish` may cut short; if it is over, that has no effect.
+    wait: trio.CancelScope = field(default_factory=trio.CancelScope)
     # The answer under way, or the next, is the last.
     finishing: bool = False
     gone: bool = False
@@ -143,6 +138,7 @@ class Connection:
 
     # Of the request under way, and of its answer.
     method: str = ""
+    path: str = ""
     body: bytes | None = None
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
@@ -173,15 +169,14 @@ class Connection:
         The deadline passes only after the kernel has been asked once more: a request that is there already is served.
         """
         self.finishing = True
-        if self.wait is not None:
-            self.wait.deadline = trio.current_time()
+        self.wait.deadline = trio.current_time()
 
     async def _serve(self) -> None:
         try:
             self._look_at_socket()
             self.connections.admit(self)
             while (request := await self._next_request()) is not None:
-                self.method = request.method.decode()
+                self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
                 scope = read_head(request, client=self.client, server=self.server)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
@@ -190,7 +185,7 @@ class Connection:
                 if self.http.our_state is not h11.DONE:
                     break
                 self.http.start_next_cycle()
-                self.method, self.begun = "", False
+                self.method, self.path, self.begun = "", "", False
         except Problem as problem:
             await self._refuse(problem)
 
@@ -216,7 +211,6 @@ class Connection:
                     del self.connections.idle[self]
                     self.wait.deadline = trio.current_time() + FIRST_REQUEST_SECONDS
                 await self._feed()
-        self.wait = None
         self.connections.idle.pop(self, None)
         if isinstance(event, h11.Request):
             self.served = True
@@ -262,7 +256,7 @@ class Connection:
             if self._unanswered() and not self.gone:
                 raise RuntimeError("the application returned without a whole answer")  # noqa: TRY301 - it failed, too
         except Exception as error:
-            if self.begun or self.gone:
+            if self.begun:
                 raise
             self._log(error)
             raise Problem("internal", "The server failed to answer; its log says why.") from error
@@ -275,18 +269,23 @@ class Connection:
         if self.body is not None:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        await self._listen()
+        return {"type": "http.disconnect"}
+
+    async def _listen(self) -> None:
+        """Until the client closes its side or resets, or has its whole answer."""
         while self._unanswered() and not self.gone:
             # What a client sends ahead is kept, but not without bound: from here on nobody listens to this one.
             if len(self.http.trailing_data[0]) > HEAD_BYTES_MAX:
                 await trio.sleep_forever()
             with suppress(HungUp):
                 await self._feed()
-        return {"type": "http.disconnect"}
 
     async def _cancel_when_gone(self) -> None:
-        """Ends the connection, and with it the handler, once the client closes its side or resets."""
-        await self._receive()
-        self.life.cancel()
+        """Ends the connection, and with it the handler, if the client leaves before it has its whole answer."""
+        await self._listen()
+        if self.gone:
+            self.life.cancel()
 
     async def _send(self, message: asgi.ASGISendEvent) -> None:
         """The application's `send`.
@@ -303,8 +302,8 @@ class Connection:
             pieces.append(self.http.send(self._response(self.head)))
             self.head = None
         if message["type"] == "http.response.body":
-            if message["body"] and not self.bodiless:
-                pieces.append(self.http.send(h11.Data(data=message["body"])))
+            if (body := message.get("body", b"")) and not self.bodiless:
+                pieces.append(self.http.send(h11.Data(data=body)))
             if not message.get("more_body", False):
                 pieces.append(self.http.send(h11.EndOfMessage()))
         if data := b"".join(pieces):
@@ -315,15 +314,16 @@ class Connection:
         headers = [*head["headers"], *self.config.response_headers("h11")]
         if self.finishing:
             headers.append((b"connection", b"close"))
-        if head["status"] == HTTPStatus.NO_CONTENT:  # RFC 9110, section 8.6: no length, not even zero
+        self.bodiless = head["status"] in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+        if self.bodiless:  # RFC 9110, section 8.6: no length either, not even zero
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
-        self.bodiless = self.method == "HEAD" or head["status"] in {204, 304}
+        self.bodiless |= self.method == "HEAD"
         return h11.Response(status_code=head["status"], headers=headers)
 
     async def _refuse(self, problem: Problem) -> None:
-        """Answers in the application's place, for the last time: by hand, as h11 writes nothing after an error."""
-        if self.begun:
-            raise problem
+        """Answers, and logs, in the application's place, for the last time: by hand, as h11 is mute after an error."""
+        facts = {"client": self.client and self.client[0], "method": self.method, "path": self.path}
+        logger.info("refused", extra={"facts": {**facts, "status": problem.status, "code": problem.code}})
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in problem.headers.items()]
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
@@ -354,10 +354,14 @@ class Connection:
     async def _write(self, data: bytes) -> None:
         """Sends all of it, for as long as the client goes on reading."""
         for start in range(0, len(data), SEND_BYTES):
-            self.gone = True  # also for an application that catches its own cancellation in the middle of this
-            with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
-                await self.stream.send_all(data[start : start + SEND_BYTES])
-                self.gone = False
+            sent = False
+            try:
+                with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
+                    if not self.gone:
+                        await self.stream.send_all(data[start : start + SEND_BYTES])
+                        sent = True
+            finally:  # also if the application cancels its send: nobody knows how much has left, so nothing may follow
+                self.gone |= not sent
             if self.gone:
                 raise HungUp
 
@@ -365,29 +369,3 @@ class Connection:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
         names = ", ".join(type(each).__name__ for each in errors)
         logger.error("connection of %s failed: %s", self.client, names, exc_info=error)
-
-
-@contextmanager
-def installed(settings: Settings) -> Iterator[Connections]:
-    """Makes `hypercorn.trio.serve` use these connections for as long as the block lasts, and yields them."""
-    connections = Connections(settings)
-    names = vars(seam)
-    stock = names["TCPServer"]
-    names["TCPServer"] = partial(Connection, connections)
-    try:
-        yield connections
-    finally:
-        names["TCPServer"] = stock
-
-
-def make_config(settings: Settings) -> Config:
-    """What `hypercorn.trio.serve` has to be told."""
-    config = Config()
-    config.bind = [settings.bind]
-    config.backlog = BACKLOG
-    config.graceful_timeout = GRACEFUL_SECONDS
-    config.shutdown_timeout = LIFESPAN_SECONDS
-    config.include_server_header = False
-    config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    return config

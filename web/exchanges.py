@@ -32,8 +32,8 @@ class Exchange(TrioASGIHTTPConnection):
             message = await receive()
             if message["type"] != "http.request":
                 return
-            request.body.append(message["body"])
-            more = message["more_body"]
+            request.body.append(message.get("body", b""))
+            more = message.get("more_body", False)
         request.body.set_complete()
         response = await self.app.handle_request(request)
         if isinstance(response, Response) and not isinstance(response.response, DataBody):
@@ -48,7 +48,7 @@ async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
     """Cancels the handler, not only the block, when the client closes its side or resets the connection in the block.
 
     A half-closed connection counts as closed, so a client that waits must keep its sending side open. One that sends
-    16 KiB of further requests ahead is not listened to any more.
+    16 KiB of further requests ahead is not listened to any more. Such blocks do not nest: one task listens at a time.
     """
     cancel_when_gone = request.scope["extensions"].get(EXTENSION, {}).get("cancel_when_gone", trio.sleep_forever)
     try:

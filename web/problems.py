@@ -40,7 +40,6 @@ PROBLEMS: dict[str, Kind] = {
     "method_not_allowed": Kind(405, "never"),
     "request_timeout": Kind(408, "repeat"),
     "too_large": Kind(413, "never"),
-    "uri_too_long": Kind(414, "never"),
     "headers_too_large": Kind(431, "never"),
     "internal": Kind(500, "repeat"),
     "not_implemented": Kind(501, "never"),
@@ -59,7 +58,6 @@ PROBLEMS: dict[str, Kind] = {
     "busy": Kind(503, "later", retry_after_seconds=1),
     "too_many_waiters": Kind(503, "later", retry_after_seconds=1),
     "too_many_connections": Kind(503, "later", retry_after_seconds=1),
-    "starting": Kind(503, "later", retry_after_seconds=1),
     "draining": Kind(503, "later", retry_after_seconds=5),
     "outcome_unknown": Kind(503, "repeat", retry_after_seconds=1),
 }

@@ -1,0 +1,165 @@
+"""The tour in the root README, run as its reader would run it, against a real server.
+
+The tour is every block that is fenced with ```sh tour, in order, in one `bash -eu` session in an empty directory.
+The next fenced block, if it is ```text, is what it prints. There `…` stands for anything within a line, and a line that
+is `…` alone for any lines: ids, tokens and times differ from run to run. The address that the server has by default is
+replaced by that of the test's own server.
+"""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.process.server import ROOT, running_server
+
+pytestmark = pytest.mark.process
+
+TOUR_SECONDS = 60.0
+DEFAULT_ADDRESS = re.compile(r"\b(127\.0\.0\.1|localhost):8080\b")
+FENCED = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<content>.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+# Printed after each block, so that what is printed can be told apart; no line of a tour is likely to say so.
+END = "-- end of block --"
+
+
+class Step(NamedTuple):
+    """One block of the tour, and what it prints where the document says so."""
+
+    commands: str
+    expected: str | None
+
+
+def read_tour(document: str) -> list[Step]:
+    """The steps of the tour of a document in Markdown."""
+    blocks = [(block["info"].split(), block["content"]) for block in FENCED.finditer(document)]
+    return [
+        Step(content, following[1] if following[0] == ["text"] else None)
+        for (info, content), following in zip(blocks, [*blocks[1:], ([], "")], strict=True)
+        if info == ["sh", "tour"]
+    ]
+
+
+def is_as_expected(printed: str, expected: str) -> bool:
+    """Whether a text is what the document says, `…` standing for anything."""
+    pattern = ""
+    for line in expected.splitlines():
+        if line.strip() == "…":
+            pattern += r"(?:.*\n)*"
+        else:
+            pattern += ".*".join(re.escape(part) for part in line.rstrip().split("…")) + r"[ \t\r]*\n"
+    return re.fullmatch(pattern, printed if printed.endswith("\n") or not printed else printed + "\n") is not None
+
+
+class TourError(Exception):
+    """The tour does not work as printed."""
+
+
+def run_tour(document: str, address: str, directory: Path) -> None:
+    """Run the tour of a document.
+
+    Raises:
+        TourError: It has none; a command failed or did not end; it printed something else than the document says.
+    """
+    steps = read_tour(document)
+    if not steps:
+        raise TourError("there is no block fenced with ```sh tour")
+    session = "".join(f"{step.commands}\necho '{END}'\n" for step in steps)
+    try:
+        # Not through standard input, which a command of the tour might read.
+        ran = subprocess.run(
+            ["bash", "-euc", DEFAULT_ADDRESS.sub(address, session)],
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=TOUR_SECONDS,
+            text=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        raise TourError(f"the tour did not end within {TOUR_SECONDS:g} s: {expired.stdout!r}") from expired
+    *ended, rest = ran.stdout.split(f"{END}\n")
+    for step, printed in zip(steps, ended, strict=False):
+        expected = step.expected and DEFAULT_ADDRESS.sub(address, step.expected)
+        if expected is not None and not is_as_expected(printed, expected):
+            raise TourError(f"{step.commands}printed\n{printed}and not\n{expected}")
+    if len(ended) < len(steps):
+        raise TourError(f"{steps[len(ended)].commands}ended with exit code {ran.returncode}:\n{rest}")
+
+
+def test_the_tour_in_the_readme_works_as_printed(tmp_path: Path) -> None:
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    with running_server() as server:
+        run_tour(document, f"{server.host}:{server.port}", tmp_path)
+
+
+def test_the_worker_in_the_readme_is_the_one_that_does_real_work() -> None:
+    _docstring, worker = (ROOT / "tests/process/worker.py").read_text(encoding="utf-8").split('"""\n\n', 1)
+    assert f"```python\n{worker}```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# --- the runner itself
+
+ADDRESS = "127.0.0.1:12345"
+
+DOCUMENT = """
+# A document
+
+```sh
+exit 1   # no part of the tour
+```
+```text
+nor is this
+```
+
+```sh tour
+name=world
+echo "127.0.0.1:8080 or http://localhost:8080/healthz"
+```
+Some words.
+```text
+127.0.0.1:8080 or http://127.0.0.1:8080/h…z
+```
+
+```sh tour
+true
+```
+
+```sh tour
+echo "hello $name 17"
+printf 'first\\r\\n'; echo second; echo third
+echo last
+```
+
+```text
+hello world …
+first
+…
+last
+```
+"""
+
+
+def test_a_tour_that_works_as_printed_is_accepted(tmp_path: Path) -> None:
+    run_tour(DOCUMENT, ADDRESS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "done", "complaint"),
+    [
+        ("```sh tour\n", "```sh\n", "there is no block"),
+        ("hello world …", "hello worl …d", "printed\nhello world 17\n"),
+        ("first\n…\n", "first\n", "printed\nhello world 17\n"),
+        ("…\nlast\n", "…\nlast\nand more\n", "printed\nhello world 17\n"),
+        ("true\n", "echo said; false\n", "false\nended with exit code 1:\nsaid\n"),
+        ("true\n", "exit 0\n", "exit 0\nended with exit code 0:\n"),
+        ("echo last\n", "echo $lost\n", "lost: unbound variable"),
+    ],
+)
+def test_a_tour_that_does_not_work_as_printed_is_refused(said: str, done: str, complaint: str, tmp_path: Path) -> None:
+    assert said in DOCUMENT
+    with pytest.raises(TourError) as refused:
+        run_tour(DOCUMENT.replace(said, done), ADDRESS, tmp_path)
+    assert complaint in str(refused.value)

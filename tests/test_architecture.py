@@ -1,0 +1,112 @@
+"""The code keeps its own rules."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from queue_actor import commands, errors, state_machine
+from queue_actor.commands import Command
+from queue_actor.errors import QueueError
+from queue_actor.settings import Settings
+from queue_actor.state_machine import TRANSITIONS, StateMachine
+from web.problems import PROBLEMS
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("queue_actor/**/*.py"), *ROOT.glob("web/**/*.py")])
+PURE = ("jobs", "errors", "commands", "state_machine", "ready", "deadlines", "tokens")
+
+FILE_LINES_MAX = 400
+STATE_MACHINE_LINES_MAX = 700
+FUNCTION_LINES_MAX = 70
+
+
+def subclasses(cls: type[QueueError]) -> set[type[QueueError]]:
+    return {cls}.union(*(subclasses(sub) for sub in cls.__subclasses__()))
+
+
+def test_every_command_has_a_verb_in_the_state_machine() -> None:
+    declared = {
+        value for value in vars(commands).values() if isinstance(value, type) and issubclass(value, Command)
+    } - {Command}
+    machine = StateMachine(Settings(), secret=bytes(32))
+
+    assert set(machine._verbs) == declared
+
+
+def test_every_refusal_has_a_code_of_its_own_and_a_status() -> None:
+    concrete = [cls for cls in subclasses(QueueError) if "code" in vars(cls)]
+    codes = [cls.code for cls in concrete]
+
+    assert len(codes) == len(set(codes)) >= 13
+    assert set(codes) <= set(PROBLEMS)
+
+
+def test_the_tree_of_refusals_in_the_docstring_is_the_tree_in_the_code() -> None:
+    shown = dict(re.findall(r"[├└]── (\w+) +(\w+)  ", errors.__doc__ or ""))
+    actual = {
+        cls.__name__: cls.code for cls in subclasses(QueueError) if "code" in vars(cls) and issubclass(cls, QueueError)
+    }
+
+    assert shown == actual
+
+
+def test_the_picture_in_the_readme_is_the_transition_table() -> None:
+    text = (ROOT / "queue_actor/README.md").read_text()
+    arrows = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", text, re.MULTILINE))
+
+    assert arrows == {(str(before), str(after), verb) for before, verb, after in TRANSITIONS}
+    assert re.findall(r"^    \[\*\] --> (\w+) : enqueue$", text, re.MULTILINE) == ["queued", "scheduled"]
+
+
+def test_all_transitions_are_made_in_the_state_machine() -> None:
+    """Nothing else makes a job, or a new version of one."""
+    for path in SOURCES:
+        if path.name == "state_machine.py":
+            continue
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"Job", "replace"}
+        ]
+        assert not calls, f"{path.name} makes jobs"
+    assert state_machine.__doc__ is not None
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_pure_core_has_no_async_code(name: str) -> None:
+    tree = ast.parse((ROOT / f"queue_actor/{name}.py").read_text())
+
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_files_and_functions_can_be_read_in_one_sitting(path: Path) -> None:
+    text = path.read_text()
+    limit = STATE_MACHINE_LINES_MAX if path.name == "state_machine.py" else FILE_LINES_MAX
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+    assert len(text.splitlines()) <= limit
+    for function in functions:
+        assert (function.end_lineno or 0) - function.lineno < FUNCTION_LINES_MAX, function.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_nothing_is_left_for_later_and_every_exception_has_its_reason(path: Path) -> None:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        where = f"{path.name}:{number}"
+        assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", line), where
+        for comment in re.findall(r"# (?:noqa|type: ignore|pragma)\b.*", line):
+            assert re.search(r"\w\S*\]? (?:- |# )\w", comment), f"{where}: {comment} gives no reason"
+
+
+def test_only_the_folders_and_files_that_belong_there_are_at_the_top() -> None:
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+
+    assert {"queue_actor", "scripts", "tests", "web"} <= folders
+    assert folders <= {"queue_actor", "scripts", "tests", "web", "build", "dist"}
+
+
+def test_modules_are_named_for_what_they_do() -> None:
+    assert not {path.stem for path in SOURCES} & {"utils", "helpers", "common", "manager", "misc"}
