@@ -13,7 +13,7 @@ from quart.ctx import RequestContext
 from quart.wrappers import Request
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import MapAdapter
 
 from queue_actor.engine import Engine
@@ -87,6 +87,8 @@ class App(QuartTrio):
 
     async def _handle(self, request: Request) -> Reply:
         refuse_foreign(request, any_host=self.settings.open)
+        if request.scope["path"].startswith("//"):  # of which werkzeug sees one
+            raise NotFound
         if request.routing_exception is not None:
             raise request.routing_exception
         assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
