@@ -29,6 +29,7 @@ from web.simple import simple_routes
 logger = logging.getLogger("web")
 
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]*)?\Z")  # RFC 9110, section 7.2
 _TARGET_CHARACTERS_MAX = 200  # of a path that are logged
 
 SAME_SITE = frozenset({"same-origin", "same-site", "none"})
@@ -157,7 +158,8 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
         Problem: `foreign_host` or `foreign_origin`.
     """
     host = request.headers.get("Host", "")
-    if not any_host and host and not is_loopback(_hostname(f"//{host}")):
+    match = _HOST.match(host)
+    if not any_host and host and not (match and is_loopback((match[1] or match[2]).lower())):
         raise Problem("foreign_host", f"this server answers to loopback names only, not to {host[:100]}", field="Host")
     origin = request.headers.get("Origin")
     if origin is not None and _authority(origin) != host.lower():
@@ -172,10 +174,3 @@ def _authority(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
         return None
-
-
-def _hostname(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
