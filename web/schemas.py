@@ -152,18 +152,21 @@ def consumer(headers: Headers) -> str | None:
     """The consumer's name, from whichever of the three headers carries it; None if none does.
 
     Raises:
-        Problem: `invalid`: they differ, or the name is too long or has control characters.
+        Problem: `invalid`: they differ, or the name is too long, is not UTF-8, or has control characters.
     """
-    names = {headers[header] for header in CONSUMER_HEADERS if header in headers}
+    names = {name for header in CONSUMER_HEADERS for name in headers.getlist(header)}
     if not names:
         return None
     if len(names) > 1:
         raise Problem("invalid", f"{' and '.join(CONSUMER_HEADERS)} name different consumers", field="QUEUE_CONSUMER")
-    (name,) = names
+    try:
+        name = names.pop().encode("latin1").decode()  # the bytes as they came: ASGI servers read them as Latin-1
+    except UnicodeDecodeError:
+        name = ""
     if not 1 <= len(name) <= CONSUMER_CHARACTERS_MAX or not _CONSUMER.match(name):
         raise Problem(
             "invalid",
-            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters and no control characters",
+            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters in UTF-8 and no control characters",
             field="QUEUE_CONSUMER",
         )
     return name
