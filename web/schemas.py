@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from werkzeug.datastructures import Headers
+from werkzeug.datastructures import Headers, MultiDict
 
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
@@ -121,6 +121,18 @@ def job_id(text: str) -> int:
     if not _ID.match(text) or int(text) > FENCE_MAX:
         raise Problem("invalid", f"a job's id is an integer from 1 to {FENCE_MAX}", field="id")
     return int(text)
+
+
+def parameter(query: MultiDict[str, str], name: str) -> str | None:
+    """A parameter of the query; None if it is not there.
+
+    Raises:
+        Problem: `invalid`: it is there more than once, and which counts would be a guess.
+    """
+    texts = query.getlist(name)
+    if len(texts) > 1:
+        raise Problem("invalid", f"{name} stands {len(texts)} times in the query", field=name)
+    return texts[0] if texts else None
 
 
 def wait_seconds(text: str | None, settings: Settings) -> float:

@@ -16,7 +16,17 @@ from queue_actor.settings import Settings
 from web.exchanges import cancelled_by_disconnect
 from web.problems import Problem
 from web.replies import Reply, reply
-from web.schemas import EnqueueBody, consumer, decode, empty_status, job_id, new_payload, simple_job, wait_seconds
+from web.schemas import (
+    EnqueueBody,
+    consumer,
+    decode,
+    empty_status,
+    job_id,
+    new_payload,
+    parameter,
+    simple_job,
+    wait_seconds,
+)
 
 QUEUE = "default"
 
@@ -43,11 +53,11 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.route("/dequeue", methods=["GET", "POST"])
     async def dequeue() -> Reply:
-        empty = empty_status(request.args.get("empty"))
+        empty = empty_status(parameter(request.args, "empty"))
         command = Dequeue(
             QUEUE,
             consumer=consumer(request.headers),
-            wait_seconds=wait_seconds(request.args.get("wait"), settings),
+            wait_seconds=wait_seconds(parameter(request.args, "wait"), settings),
         )
         async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
             dequeued = await engine.execute(command)
