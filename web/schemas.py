@@ -83,11 +83,9 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         message = str(error)
         where = _PATH.search(message)
-        field = where[1] if where else None
         missing = re.search(r"missing required field `(.*?)`", message)
-        if missing:
-            field = f"{field}.{missing[1]}" if field else missing[1]
-        raise Problem("invalid", _PATH.sub("", message), field=field) from error
+        names = [match[1] for match in (where, missing) if match]
+        raise Problem("invalid", _PATH.sub("", message), field=".".join(names) or "body") from error
     except UnicodeDecodeError as error:
         raise Problem("malformed", f"the body is not UTF-8 at byte {error.start}", field="body") from error
     except RecursionError as error:
