@@ -97,20 +97,22 @@ class App(QuartTrio):
         response: Reply = await handler(**(request.view_args or {}))
         return response
 
+    def identify(self, request_id: str) -> dict[str, str]:
+        """The headers that every answer has, those of the connection itself included; given the X-Request-Id sent."""
+        if not _REQUEST_ID.match(request_id):
+            request_id = f"{self.instance}-{next(self._request_numbers)}"
+        return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
+
     def _complete(self, request: Request, response: Reply, seconds: float) -> None:
         """Headers that every answer has, and its log line."""
         headers = response.headers
-        request_id = request.headers.get("X-Request-Id", "")
-        if not _REQUEST_ID.match(request_id):
-            request_id = f"{self.instance}-{next(self._request_numbers)}"
-        headers["X-Request-Id"] = request_id
-        headers["Queue-Instance"] = self.instance
-        headers["X-Content-Type-Options"] = "nosniff"
+        identity = self.identify(request.headers.get("X-Request-Id", ""))
+        headers.update(identity)
         if self.draining:
             headers["Connection"] = "close"
         if logger.isEnabledFor(logging.INFO):
             facts = {
-                "request_id": request_id,
+                "request_id": identity["X-Request-Id"],
                 "client": request.remote_addr,
                 "method": request.method,
                 "path": _target(request),
