@@ -316,8 +316,8 @@ class Connection:
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]
-        if self.finishing:
-            headers.append((b"connection", b"close"))
+        if self.finishing:  # which the application may have said already
+            headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), (b"connection", b"close")]
         self.bodiless = head["status"] in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
         if self.bodiless:  # RFC 9110, section 8.6: no length either, not even zero
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
