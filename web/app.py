@@ -6,7 +6,7 @@ import secrets
 import time
 from http import HTTPStatus
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from quart.ctx import RequestContext
@@ -85,6 +85,10 @@ class App(QuartTrio):
             response = _answer(Problem("internal", "the server failed to answer this request; its log says why"))
         self._complete(request, response, time.perf_counter() - started)
         return response
+
+    async def handle_exception(self, error: Exception) -> NoReturn:
+        """What fails around a handler is answered and logged by the connection: Quart's own answer is a web page."""
+        raise error
 
     async def _handle(self, request: Request) -> Reply:
         refuse_foreign(request, any_host=self.settings.open)
