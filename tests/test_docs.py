@@ -17,7 +17,6 @@ from queue_actor.settings import SETTINGS, Setting, Settings, help_text
 from tests.contract import document
 from tests.contract.document import CONTRACT, Route
 from tests.contract.stack import PROMISED, Server, serving
-from tests.contract.timed import timed
 from web import jobs, queues, views
 from web.app import App
 from web.bodies import Body, PolicyBody
@@ -92,9 +91,8 @@ async def routes() -> set[Route]:
         rules = list(App(engine, Settings()).url_map.iter_rules())
         await trio.lowlevel.checkpoint()
     return {
-        (method, re.sub(r"<(\w+?)_?>", r"{\1}", rule.rule))
+        (method, re.sub(r"<(?:\w+:)?(\w+?)_?>", r"{\1}", rule.rule))
         for rule in rules
-        if rule.endpoint != "simple.not_enqueue"
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
 
@@ -128,7 +126,7 @@ def fill_in(path: str) -> str:
     return path.replace("{queue}", "q").replace("{id}", "1")
 
 
-@timed
+@pytest.mark.virtual_time
 async def test_every_route_takes_the_body_that_is_said_here() -> None:
     async with serving(Settings()) as server:
         for method, path in sorted(await routes()):
@@ -183,7 +181,7 @@ def test_the_contract_has_every_word_for_how_a_job_stands_or_ended() -> None:
         assert set(re.findall(r"`(\w+)`", rows[f"`{field}`"])) == {*words}
 
 
-@timed
+@pytest.mark.virtual_time
 async def test_the_contract_lists_every_query_parameter() -> None:
     source = "".join(path.read_text() for path in ROOT.glob("web/*.py"))
     names = {name for call in re.findall(r"refuse_query\(request(.*?)\)", source) for name in re.findall(r"\w+", call)}
@@ -248,7 +246,7 @@ def show_token(body: Any, tokens: dict[tuple[str, int], str], named: dict[str, A
     return shown | ({"token": tokens[named["queue"], named["id"]]} if shown.get("token") == "…" else {})
 
 
-@timed
+@pytest.mark.virtual_time
 async def test_the_examples_in_the_contract_are_answered_as_they_are_shown() -> None:
     tokens: dict[tuple[str, int], str] = {}
     asked = set()

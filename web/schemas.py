@@ -112,7 +112,7 @@ def _invalid(message: str) -> Problem:
     # Of a key that is not known, or not there, the place is the object's.
     key = _KEY.match(detail)
     field = ".".join(name for name in (place and place["path"], key and key["key"]) if name)
-    return Problem("invalid", detail[:REPEATED_CHARACTERS_MAX], field=field[:REPEATED_CHARACTERS_MAX] or None)
+    return Problem("invalid", detail[:REPEATED_CHARACTERS_MAX], field=field[:REPEATED_CHARACTERS_MAX] or "body")
 
 
 def new_payload(raw: Raw, settings: Settings, *, field: str) -> bytes | None:
@@ -172,6 +172,18 @@ def refuse_query(request: Request, *known: str) -> None:
             )
 
 
+def parameter(query: MultiDict[str, str], name: str) -> str | None:
+    """A parameter of the query; None if it is not there.
+
+    Raises:
+        Problem: `invalid`: it is there more than once, and which counts would be a guess.
+    """
+    texts = query.getlist(name)
+    if len(texts) > 1:
+        raise Problem("invalid", f"{name} stands {len(texts)} times in the query", field=name)
+    return texts[0] if texts else None
+
+
 def wait_seconds(text: str | None, settings: Settings, field: str = "wait") -> float:
     """How long a dequeue waits, from the query.
 
@@ -201,18 +213,21 @@ def consumer(headers: Headers) -> str | None:
     """The consumer's name, from whichever of the three headers carries it; None if none does.
 
     Raises:
-        Problem: `invalid`: they differ, or the name is too long or has control characters.
+        Problem: `invalid`: they differ, or the name is too long, is not UTF-8, or has control characters.
     """
-    names = {headers[header] for header in CONSUMER_HEADERS if header in headers}
+    names = {name for header in CONSUMER_HEADERS for name in headers.getlist(header)}
     if not names:
         return None
     if len(names) > 1:
         raise Problem("invalid", f"{' and '.join(CONSUMER_HEADERS)} name different consumers", field="QUEUE_CONSUMER")
-    (name,) = names
+    try:
+        name = names.pop().encode("latin1").decode()  # the bytes as they came: ASGI servers read them as Latin-1
+    except UnicodeDecodeError:
+        name = ""
     if not 1 <= len(name) <= CONSUMER_CHARACTERS_MAX or not _CONSUMER.match(name):
         raise Problem(
             "invalid",
-            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters and no control characters",
+            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters in UTF-8 and no control characters",
             field="QUEUE_CONSUMER",
         )
     return name

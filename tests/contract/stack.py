@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -26,15 +26,13 @@ from trio.testing import memory_stream_pair
 from queue_actor.commands import ReadJob, ReadQueue
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
-from queue_actor.jobs import Change, Now
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
+from tests.fakes import SECRET, FakeClock, FakeStore
 from web.app import App
-from web.connections import Connections, installed, make_config
+from web.connections import Connections
 from web.logs import JsonFormatter
-
-EPOCH_SECONDS = 1_800_000_000.0
-"""What the wall clock of a test shows when it begins."""
+from web.serving import installed, make_config
 
 HOST = "127.0.0.1:8080"
 
@@ -96,20 +94,6 @@ class Answer(NamedTuple):
 
 def _refuse_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
-
-
-class HeldStore:
-    """Lets a test hold the engine in the middle of a commit, or break its store."""
-
-    def __init__(self) -> None:
-        self.free = trio.Event()
-        self.failure: Exception | None = None
-
-    async def commit(self, _changes: Sequence[Change]) -> None:
-        with trio.CancelScope(shield=True):
-            await self.free.wait()
-        if self.failure is not None:
-            raise self.failure
 
 
 @dataclass
@@ -305,7 +289,7 @@ class Server:
         """What the log has to be."""
         text = self.stream.getvalue()
         assert re.fullmatch(r"[\x20-\x7e\n]*", text)
-        assert len(self.request_lines) >= self.answers
+        assert len(self.request_lines) == self.answers
         assert not [token for token in self.tokens if token in text]
 
 
@@ -324,13 +308,10 @@ def check_problem(answer: Answer) -> None:
     assert isinstance(document.get("field", ""), str)
 
 
-def clock() -> Now:
-    """Virtual time, and a wall clock that runs with it."""
-    return Now(trio.current_time(), trio.current_time() + EPOCH_SECONDS)
-
-
 @asynccontextmanager
-async def serving(settings: Settings, *, store: HeldStore | None = None) -> AsyncIterator[Server]:
+async def serving(
+    settings: Settings, *, clock: FakeClock | None = None, store: FakeStore | None = None
+) -> AsyncIterator[Server]:
     """A server that runs inside the block."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -341,8 +322,10 @@ async def serving(settings: Settings, *, store: HeldStore | None = None) -> Asyn
     web.setLevel(logging.INFO)
     try:
         with installed(settings) as connections:
-            async with open_engine(settings, clock=clock, store=store) as engine, trio.open_nursery() as nursery:
+            opening = open_engine(settings, clock=clock or FakeClock(), store=store or FakeStore(), secret=SECRET)
+            async with opening as engine, trio.open_nursery() as nursery:
                 app = App(engine, settings)
+                connections.identify = app.identify
                 server = Server(app, engine, connections, nursery, stream)
                 yield server
                 server.check_log()

@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from queue_actor.settings import Settings
 from tests.contract.stack import PROMISED, Answer, Server
-from tests.contract.timed import timed
 
 PROMISED.update(
     {
@@ -26,7 +26,9 @@ PROMISED.update(
     }
 )
 
-one_engine = pytest.mark.parametrize("engine_name", ["actor"])
+pytestmark = pytest.mark.virtual_time
+
+one_engine = pytest.mark.parametrize("settings", [Settings()], ids=["actor"])
 """For what no engine has a part in."""
 
 Q = "/v1/queues/q"
@@ -92,7 +94,7 @@ async def refused(server: Server, method: str, target: str, body: object = None,
         (f"{Q}/enqueue", {"jobs": [{"type": "a", "on_existing": "field `x` - at `$.y`"}]}, "jobs[0].on_existing"),
         (f"{Q}/enqueue", {}, "jobs"),
         (f"{Q}/enqueue", None, "jobs"),
-        (f"{Q}/enqueue", [], None),
+        (f"{Q}/enqueue", [], "body"),
         (f"{Q}/dequeue", {"wait": 1}, "wait"),
         ("/v1/dequeue", {"queues": ["a"], "orders": "fair"}, "orders"),
         ("/v1/dequeue", None, "queues"),
@@ -301,7 +303,6 @@ async def test_a_verb_without_fields_refuses_any(server: Server, method: str, ta
     assert await refused(server, method, target, b"{") == (400, "malformed", "body")
 
 
-@timed
 async def test_a_job_cannot_be_planned_beyond_the_longest_delay(server: Server) -> None:
     for moment in ("2037-01-22T08:00:01Z", "9999-12-31T23:59:59.999999-12:00"):
         body = {"jobs": [{"type": "a"}, {"type": "a", "not_before": moment}]}
@@ -320,7 +321,6 @@ async def test_a_rate_is_bounded_so_that_every_job_has_a_day_to_run_on(server: S
 # --- idempotency
 
 
-@timed
 async def test_a_repeat_whose_leases_have_all_ended_is_empty_at_once_and_holds_nobody_up(server: Server) -> None:
     await enqueue(server)
     wanted = {"wait_seconds": 20}
@@ -344,7 +344,6 @@ async def test_a_repeat_whose_leases_have_all_ended_is_empty_at_once_and_holds_n
         await enqueue(server)
 
 
-@timed
 async def test_the_key_of_a_dequeue_that_waits_is_refused_to_another_body(server: Server) -> None:
     await enqueue(server, queue="b")
     key = {"Idempotency_Key": "k"}
@@ -450,7 +449,6 @@ async def test_a_query_is_as_strict_as_a_body(server: Server, target: str, field
     assert await refused(server, "GET", target) == (400, "invalid", field)
 
 
-@timed
 @pytest.mark.parametrize("since", ["2027-01-15T08:00:00Z", "2027-01-15T09:00:00%2B01:00", "2027-01-15T09:00:00+01:00"])
 async def test_a_time_in_a_query_may_have_any_offset_and_its_plus_as_it_is(server: Server, since: str) -> None:
     await enqueue(server)
@@ -459,7 +457,6 @@ async def test_a_time_in_a_query_may_have_any_offset_and_its_plus_as_it_is(serve
     assert (await get(server, f"{Q}/jobs?since=2027-01-15T08:00:10Z"))["jobs"] == []
 
 
-@timed
 async def test_an_attempt_that_may_last_no_longer_is_not_lost_by_asking(server: Server) -> None:
     await ask(server, "PUT", Q, {"run_seconds_max": 60})
     await enqueue(server)
