@@ -14,9 +14,9 @@ import trio
 from queue_actor.jobs import FIRST_POLICY, DeathReason, JobState, Outcome
 from queue_actor.service import open_engine
 from queue_actor.settings import SETTINGS, Setting, Settings, help_text
-from tests.contract import document
+from tests.contract import document, v1
 from tests.contract.document import CONTRACT, Route
-from tests.contract.stack import PROMISED, Server, serving
+from tests.contract.stack import Server, serving
 from web import jobs, queues, views
 from web.app import App
 from web.bodies import Body, PolicyBody
@@ -26,11 +26,6 @@ from web.schemas import CONSUMER_HEADERS
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("[!.]*/**/*.md")), *sorted(ROOT.glob("*.md"))]
 README = (ROOT / "README.md").read_text()
-
-# What stack.py checks of every answer has to be known for every code there is.
-for code, kind in PROBLEMS.items():
-    after = None if kind.retry_after_seconds is None else str(kind.retry_after_seconds)
-    PROMISED.setdefault(code, (kind.status, kind.retryable, after))
 
 
 def written(setting: Setting) -> str:
@@ -139,7 +134,7 @@ async def test_every_route_takes_the_body_that_is_said_here() -> None:
 
 async def is_unknown(server: Server, method: str, path: str, field: str) -> bool:
     """Whether a route says that it does not know a field, which comes before another that nobody knows."""
-    answer = await server.ask(method, fill_in(path), json.dumps({field: {}, "unheard_of": 1}).encode())
+    answer = await v1.ask(server, method, fill_in(path), {field: {}, "unheard_of": 1})
     assert answer.status == 400
     return bool(answer.json["detail"] == f"Object contains unknown field `{field}`")
 
@@ -200,7 +195,7 @@ async def test_the_contract_lists_every_query_parameter() -> None:
 
 async def takes_parameter(server: Server, method: str, path: str, name: str) -> bool:
     """Whether a route takes a query parameter: given twice it is refused in one way or another."""
-    answer = await server.ask(method, f"{fill_in(path)}?{urlencode([(name, 1), (name, 1)])}")
+    answer = await v1.ask(server, method, f"{fill_in(path)}?{urlencode([(name, 1), (name, 1)])}")
     assert answer.problem == (400, "invalid", name)
     return bool(answer.json["detail"] == "the query parameter is given more than once")
 

@@ -15,6 +15,7 @@ In an example `…` is what varies. As a token in a request it is the one that t
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ CONTRACT = (Path(__file__).parent.parent.parent / "web/README.md").read_text(enc
 
 Route = tuple[str, str]
 """A method, and a path with its variables in braces."""
+
+OF_ALL = ("Conventions", "Errors")
+"""Sections whose codes are those of all routes."""
 
 _ROUTE = r"`([A-Z]+) (/\S*?)`"
 
@@ -79,6 +83,18 @@ def bodies(document: str) -> dict[Route, set[str]]:
                 for route in routes:
                     found[route] |= set(re.findall(r'"(\w+)":', skeleton[1]))
     return found
+
+
+@cache
+def codes(method: str, path: str) -> set[str]:
+    """The error codes that a request may be answered with: those of its route, and those that any may have."""
+    of_all = {code for section in sections(CONTRACT) if section.title in OF_ALL for code in section.codes}
+    for section in sections(CONTRACT):
+        for described, template in section.routes:
+            pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
+            if described == method and re.fullmatch(pattern, path):
+                of_all |= section.codes
+    return of_all
 
 
 def table(document: str, of: str) -> list[list[str]]:

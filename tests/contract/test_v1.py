@@ -3,7 +3,6 @@
 What every answer has to have, problem documents included, is checked in stack.py whenever an answer is read.
 """
 
-import json
 from typing import Any
 
 import pytest
@@ -11,73 +10,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.settings import Settings
-from tests.contract.stack import PROMISED, Answer, Server
-
-PROMISED.update(
-    {
-        "unknown_queue": (404, "never", None),
-        "queue_not_empty": (409, "never", None),
-        "not_waiting": (409, "never", None),
-        "not_finished": (409, "never", None),
-        "already_finished": (409, "drop", None),
-        "run_too_long": (409, "never", None),
-        "unique_key_taken": (409, "never", None),
-        "key_reused": (422, "never", None),
-    }
-)
+from tests.contract.stack import Server
+from tests.contract.v1 import Q, ask, dequeue, enqueue, get, lease, post, refused
 
 pytestmark = pytest.mark.virtual_time
 
 one_engine = pytest.mark.parametrize("settings", [Settings()], ids=["actor"])
 """For what no engine has a part in."""
-
-Q = "/v1/queues/q"
-"""The queue of most tests."""
-
-
-async def ask(server: Server, method: str, target: str, body: object = None, **headers: str) -> Answer:
-    """Asks with a body in JSON, or as it is if it is bytes."""
-    data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    return await server.ask(method, target, data, [(name.replace("_", "-"), value) for name, value in headers.items()])
-
-
-async def post(server: Server, target: str, body: object = None, **headers: str) -> Any:
-    """The JSON of an answer that has to be 200."""
-    answer = await ask(server, "POST", target, body, **headers)
-    assert answer.status == 200, answer
-    return answer.json
-
-
-async def get(server: Server, target: str) -> Any:
-    """The JSON of an answer that has to be 200."""
-    answer = await ask(server, "GET", target)
-    assert answer.status == 200, answer
-    return answer.json
-
-
-async def enqueue(server: Server, *jobs: dict[str, Any], queue: str = "q") -> list[int]:
-    """The ids of new jobs; one of type `a` if none is described."""
-    enqueued = await post(server, f"/v1/queues/{queue}/enqueue", {"jobs": jobs or [{"type": "a"}]})
-    assert enqueued["errors"] == 0
-    return [job["id"] for job in enqueued["jobs"]]
-
-
-async def dequeue(server: Server, queue: str = "q", **wanted: object) -> list[dict[str, Any]]:
-    """The jobs handed out."""
-    jobs: list[dict[str, Any]] = (await post(server, f"/v1/queues/{queue}/dequeue", wanted))["jobs"]
-    return jobs
-
-
-async def lease(server: Server, queue: str = "q", **wanted: object) -> tuple[int, str]:
-    """Id and token of the one job handed out."""
-    (job,) = await dequeue(server, queue, **wanted)
-    return job["id"], job["lease"]["token"]
-
-
-async def refused(server: Server, method: str, target: str, body: object = None, **headers: str) -> tuple[Any, ...]:
-    """Status, code and field of a refusal."""
-    return (await ask(server, method, target, body, **headers)).problem
-
 
 # --- what is malformed
 
@@ -224,7 +163,7 @@ async def test_release_of_many_by_tokens_takes_no_filter_and_by_filter_no_ride(s
     await enqueue(server)
     id_, token = await lease(server, consumer="w")
     held = [{"id": id_, "token": token}]
-    for body, field in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"jobs": held, "consumer": "w"}, "consumer"),
         ({"jobs": held, "type": "a"}, "type"),
         ({"jobs": held, "dry_run": True}, "dry_run"),
@@ -233,7 +172,8 @@ async def test_release_of_many_by_tokens_takes_no_filter_and_by_filter_no_ride(s
         ({"type": "a"}, "consumer"),
         ({"consumer": "w", "state": "in_progress"}, "state"),
         ({"jobs": [{"id": id_}]}, "jobs[0].token"),
-    ):
+    ]
+    for body, field in wrong:
         assert await refused(server, "POST", f"{Q}/release", body) == (400, "invalid", field)
     assert (await get(server, f"{Q}/jobs/{id_}"))["state"] == "in_progress"
 
