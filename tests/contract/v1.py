@@ -1,7 +1,11 @@
 """How the tests ask `/v1`."""
 
 import json
+from functools import partial
 from typing import Any
+
+import trio
+import trio.testing
 
 from tests.contract import document
 from tests.contract.stack import PROMISED, Answer, Server
@@ -77,3 +81,51 @@ async def lease(server: Server, queue: str = "q", **wanted: object) -> tuple[int
 async def refused(server: Server, method: str, target: str, body: object = None, **headers: str) -> tuple[Any, ...]:
     """Status, code and field of a refusal."""
     return (await ask(server, method, target, body, **headers)).problem
+
+
+async def held(server: Server, *, queue: str = "q", **job: Any) -> dict[str, Any]:
+    """A new job that has been handed out, as it is named in a body: `queue`, `id` and `token`."""
+    (id_,) = await enqueue(server, {"type": "a", **job}, queue=queue)
+    (leased,) = await dequeue(server, queue)
+    assert leased["id"] == id_
+    return {"queue": queue, "id": id_, "token": leased["lease"]["token"]}
+
+
+async def state(server: Server, id_: int, queue: str = "q") -> str:
+    """In which state a job is."""
+    return str((await get(server, f"/v1/queues/{queue}/jobs/{id_}"))["state"])
+
+
+class Asked:
+    """An answer that a task of its own waits for."""
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.seconds = 0.0  # that it took
+
+    @classmethod
+    async def start(
+        cls, nursery: trio.Nursery, server: Server, method: str, target: str, body: object = None, **headers: str
+    ) -> "Asked":
+        """Asks, and comes back when everybody waits."""
+        asked = cls()
+        nursery.start_soon(partial(asked._run, server, method, target, body, headers))
+        await trio.testing.wait_all_tasks_blocked()
+        return asked
+
+    async def _run(self, server: Server, method: str, target: str, body: object, headers: dict[str, str]) -> None:
+        began = trio.current_time()
+        self.answer = await ask(server, method, target, body, **headers)
+        self.seconds = trio.current_time() - began
+
+    @property
+    def json(self) -> Any:
+        """The JSON of the answer, which has to be there, and 200."""
+        assert self.answer is not None, "no answer yet"
+        assert self.answer.status == 200, self.answer
+        return self.answer.json
+
+    @property
+    def ids(self) -> list[int]:
+        """The jobs it was given."""
+        return [job["id"] for job in self.json["jobs"]]
