@@ -83,7 +83,8 @@ class Enqueued(msgspec.Struct, frozen=True):
 class Enqueue(Command[Enqueued], frozen=True):
     """Add jobs to a queue, all or none but for their unique keys. The queue is made if it does not exist.
 
-    Refused with QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where queues must be declared) or KeyReused.
+    Refused with InvalidCommand (a `not_before` too far away), QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where
+    queues must be declared) or KeyReused.
     """
 
     queue: str
@@ -337,6 +338,7 @@ class SetPolicy(Command[QueueView], frozen=True):
 
     queue: str
     policy: QueuePolicy
+    paused: bool | None = None  # None: as it is
 
 
 class Pause(Command[QueueView], frozen=True):
@@ -347,7 +349,7 @@ class Pause(Command[QueueView], frozen=True):
 
 
 class DeleteQueue(Command[QueueView], frozen=True):
-    """Delete a queue without jobs, and its policy. Its ids are never given again.
+    """Delete a queue without jobs, and its policy. Its ids are never given again. The answer is how it reads then.
 
     Refused with UnknownQueue or QueueNotEmpty.
     """

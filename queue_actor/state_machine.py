@@ -69,6 +69,7 @@ from queue_actor.commands import (
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import (
     AlreadyFinished,
+    InvalidCommand,
     LeaseLost,
     MemoryFull,
     NotFinished,
@@ -202,6 +203,8 @@ class StateMachine:
         self._check_new_queue(command.queue)
         queue = self._ledger.open_queue(command.queue, now)
         queue.policy = command.policy
+        if command.paused is not None:
+            queue.paused = command.paused
         queue.declared = True
         self._ledger.offer(queue)  # it may have become more generous
         return queries.view(queue, queue.name, now)
@@ -216,9 +219,8 @@ class StateMachine:
         queue = self._existing(command.queue)
         if queue.jobs:
             raise QueueNotEmpty(f"queue {queue.name} holds {len(queue.jobs)} jobs: purge it first", field="queue")
-        view = queries.view(queue, queue.name, now)
         self._ledger.delete_queue(queue)
-        return view
+        return queries.view(None, queue.name, now)
 
     # --- enqueue
 
@@ -227,6 +229,7 @@ class StateMachine:
             answer = self._enqueue_answers.find(command.key, now)
             if answer is not None:
                 return answer
+        self._check_plans(command, now)
         self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
         first = queue.next_id
@@ -235,6 +238,15 @@ class StateMachine:
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
         return reply
+
+    def _check_plans(self, command: Enqueue, now: Now) -> None:
+        latest = now.wall + self._settings.delay_seconds_max
+        for n, new in enumerate(command.jobs):
+            if new.not_before is not None and new.not_before > latest:
+                raise InvalidCommand(
+                    f"a job starts at most delay_seconds_max, {self._settings.delay_seconds_max:g}, from now",
+                    field=f"jobs[{n}].not_before",
+                )
 
     def _check_room(self, command: Enqueue) -> None:
         settings = self._settings

@@ -19,7 +19,7 @@ events. Rules for editors:
 import logging
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -78,6 +78,8 @@ class Connections(EventWrapper):
         self.refused: set[Connection] = set()
         # Those between two requests, the longest idle first.
         self.idle: dict[Connection, None] = {}
+        # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
+        self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
 
     def __len__(self) -> int:
         return len(self.admitted)
@@ -139,6 +141,7 @@ class Connection:
     # Of the request under way, and of its answer.
     method: str = ""
     path: str = ""
+    request_id: str = ""
     body: bytes | None = None
     streaming: bool = False  # the application reads the body as it comes, and has not read all of it
     head: asgi.HTTPResponseStartEvent | None = None
@@ -178,6 +181,7 @@ class Connection:
             self.connections.admit(self)
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
+                self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
                 scope = read_head(request, client=self.client, server=self.server)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
@@ -187,7 +191,7 @@ class Connection:
                 if self.http.our_state is not h11.DONE or self.streaming:
                     break
                 self.http.start_next_cycle()
-                self.method, self.path, self.begun = "", "", False
+                self.method, self.path, self.request_id, self.begun = "", "", "", False
         except Problem as problem:
             await self._refuse(problem)
 
@@ -334,8 +338,8 @@ class Connection:
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]
-        if self.finishing or self.streaming:
-            headers.append((b"connection", b"close"))
+        if self.finishing or self.streaming:  # which the application may have said already
+            headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), (b"connection", b"close")]
         self.bodiless = head["status"] in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
         if self.bodiless:  # RFC 9110, section 8.6: no length either, not even zero
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
@@ -344,10 +348,18 @@ class Connection:
 
     async def _refuse(self, problem: Problem) -> None:
         """Answers, and logs, in the application's place, for the last time: by hand, as h11 is mute after an error."""
-        facts = {"client": self.client and self.client[0], "method": self.method, "path": self.path}
-        logger.info("refused", extra={"facts": {**facts, "status": problem.status, "code": problem.code}})
+        identity = self.connections.identify(self.request_id)
+        facts = {
+            "request_id": identity.get("X-Request-Id"),
+            "client": self.client and self.client[0],
+            "method": self.method,
+            "path": self.path,
+            "status": problem.status,
+            "code": problem.code,
+        }
+        logger.info("refused", extra={"facts": facts})
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in problem.headers.items()]
+        lines += [f"{name}: {value}" for name, value in {**problem.headers, **identity}.items()]
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
         lines += [f"Content-Length: {len(problem.body)}", "Connection: close", "", ""]
         await self._write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else problem.body))

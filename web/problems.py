@@ -57,7 +57,7 @@ PROBLEMS: dict[str, Kind] = {
     "already_finished": Kind(409, "drop"),
     "not_waiting": Kind(409, "never"),
     "not_finished": Kind(409, "never"),
-    "run_too_long": Kind(409, "drop"),
+    "run_too_long": Kind(409, "never"),
     "unique_key_taken": Kind(409, "never"),
     "queue_full": Kind(429, "later", retry_after_seconds=1),
     "memory_full": Kind(429, "later", retry_after_seconds=1),
