@@ -184,7 +184,9 @@ class Connection:
                 self.streaming = is_stream(scope)
                 self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.http.our_state is not h11.DONE or self.streaming:
+                if self.streaming:
+                    await self._linger()
+                if self.http.our_state is not h11.DONE:
                     break
                 self.http.start_next_cycle()
                 self.method, self.path, self.begun = "", "", False
@@ -351,6 +353,10 @@ class Connection:
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
         lines += [f"Content-Length: {len(problem.body)}", "Connection: close", "", ""]
         await self._write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else problem.body))
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Lets a client that was answered before it had sent all send a little more, and read its answer."""
         with trio.move_on_after(LINGER_SECONDS) as self.wait, suppress(trio.BrokenResourceError):
             await self.stream.send_eof()
             while await self.stream.receive_some(READ_BYTES):

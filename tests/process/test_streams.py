@@ -156,6 +156,7 @@ def produce(server: Server, queue: str, lines: bytes) -> list[Any]:
         assert producer.response.status == 200
         answers = producer.answers()
         sender.join()
+        assert not sender.cut_off
         return answers
 
 
@@ -418,6 +419,7 @@ def test_a_key_is_refused_where_nothing_is_remembered(server: Server) -> None:
         problem = json.load(producer.response)
         assert (problem["code"], problem["field"]) == ("invalid", "Idempotency-Key")
         sender.join()
+        assert not sender.cut_off
     assert server.request("GET", "/v1/queues/keyed").body["exists"] is False
 
 
@@ -440,6 +442,7 @@ def test_lines_are_taken_at_one_place_only(server: Server, path: str, status: in
         assert producer.response.status == status
         assert json.load(producer.response)["code"] == code
         sender.join()
+        assert not sender.cut_off  # so one that sends all before it reads anything is told, too
 
 
 def test_a_producer_that_asks_and_is_refused_need_not_send(server: Server) -> None:
