@@ -55,6 +55,8 @@ READ_BYTES = 16 * KIB
 # Connections above the limit that are told so at a time; further ones are closed without a word.
 REFUSED_MAX = 100
 
+_CONTINUE = h11.InformationalResponse(status_code=100, headers=[])
+
 # The ASGI extension by which a connection offers the application `cancel_when_gone`.
 EXTENSION = "web.connections"
 
@@ -242,7 +244,7 @@ class Connection:
                     raise Problem("too_large", too_large)
                 continue
             if self.http.they_are_waiting_for_100_continue:
-                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                await self._write(self.http.send(_CONTINUE))
             with trio.move_on_at(started + BODY_SECONDS + len(body) / BODY_BYTES_PER_SECOND) as wait:
                 await self._feed()
             if wait.cancelled_caught:
@@ -289,7 +291,7 @@ class Connection:
                 self.streaming = False
                 return {"type": "http.request", "body": b"", "more_body": False}
             if self.http.they_are_waiting_for_100_continue:
-                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                await self._write(self.http.send(_CONTINUE))
             with trio.move_on_after(BODY_SECONDS) as wait:
                 await self._feed()
             if wait.cancelled_caught:
@@ -323,6 +325,10 @@ class Connection:
             if any(name.lower() == b"content-length" for name, _ in message["headers"]):
                 return
         if self.head is not None:
+            if self.streaming and self.http.they_are_waiting_for_100_continue and self.head["status"] == HTTPStatus.OK:
+                # The answer begins before the body is read. RFC 9110, section 10.1.1: a final status alone would say
+                # that the body is not wanted.
+                pieces.append(self.http.send(_CONTINUE))
             pieces.append(self.http.send(self._response(self.head)))
             self.head = None
         if message["type"] == "http.response.body":

@@ -445,6 +445,16 @@ def test_lines_are_taken_at_one_place_only(server: Server, path: str, status: in
         assert not sender.cut_off  # so one that sends all before it reads anything is told, too
 
 
+def test_a_producer_that_asks_is_told_to_send_before_anything_else(server: Server) -> None:
+    with Producer(server, "expects", "Expect: 100-continue") as producer:
+        told = b"HTTP/1.1 100 \r\n\r\n"
+        assert producer.connection.recv(len(told)) == told
+        producer.send(GOOD)
+        producer.end()
+        assert producer.response.status == 200
+        assert [each["count"] for each in producer.answers()] == [1]
+
+
 def test_a_producer_that_asks_and_is_refused_need_not_send(server: Server) -> None:
     with Producer(server, "expects", "Expect: 100-continue", path="/jobs/enqueue") as producer:
         final = b"HTTP/1.1 415 "
