@@ -5,6 +5,7 @@ Every producer here reads its answers beside sending, or is a test of one that d
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -182,6 +183,11 @@ def forget_peak(server: Server) -> None:
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")
 
 
+def cpu_seconds(server: Server) -> float:
+    user, system = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 # --- memory, and who waits for whom
 
 
@@ -200,6 +206,7 @@ def test_200_000_lines_become_as_many_jobs_in_order(server: Server) -> None:
 KINDS = {
     "good lines that keep nothing": b'{"type":"t","unique_key":"k","payload":"%b"}\n' % (b"x" * 200),
     "short bad lines": b'{"typ":"t"}\n',
+    "long bad lines": b'{"%b":"t"}\n' % (b"x" * 50_000),
     "bad lines of another kind": b'{"type":"t","payload":"%b"}\n' % (b"\xff" * 20_000),
     "empty lines": EMPTY,
 }
@@ -219,6 +226,22 @@ def test_a_stream_takes_no_more_memory_for_being_long(server: Server, kind: str)
     assert peak_bytes(server) - before < STREAM_BYTES
     told = sum(answer["count"] + len(answer.get("errors", [])) for answer in answers)
     assert told == (0 if kind == "empty lines" else lines)
+
+
+@needs_proc
+def test_a_line_that_comes_byte_by_byte_costs_no_more_for_being_long(server: Server) -> None:
+    byte_by_byte = chunk(b"x") * 15_000
+
+    def seconds(beginning: bytes) -> float:
+        with Producer(server, "bytes") as producer:
+            producer.send(beginning)
+            before = cpu_seconds(server)
+            producer.connection.sendall(byte_by_byte + chunk(b"\n"))
+            producer.end()
+            assert [error["line"] for error in producer.answer()["errors"]] == [1]
+            return cpu_seconds(server) - before
+
+    assert seconds(b"x" * (REQUEST_BYTES_MAX - 20_000)) < 4 * seconds(b"x") + 0.2
 
 
 def test_a_producer_is_held_up_while_the_server_stands_still_and_loses_nothing(server: Server) -> None:
@@ -348,6 +371,18 @@ def test_a_line_may_be_as_long_as_a_request(server: Server) -> None:
     assert (answer["lines"], answer["count"]) == (1, 1)
 
 
+@pytest.mark.parametrize("length", [REQUEST_BYTES_MAX + 1, 20 * MIB], ids=["by a byte", "by far"])
+def test_a_line_that_is_too_long_ends_the_stream(server: Server, length: int) -> None:
+    queue = f"line{length}"
+
+    *chunks, last = produce(server, queue, GOOD * CHUNK_LINES + padded(length) + GOOD)
+
+    assert [answer["count"] for answer in chunks] == [CHUNK_LINES]
+    assert (last["lines"], last["count"], last["error"]["code"]) == (CHUNK_LINES, 0, "too_large")
+    assert f"line {CHUNK_LINES + 1} " in last["error"]["detail"]
+    assert counts(server, queue) == {"queued": CHUNK_LINES}
+
+
 def test_a_full_queue_ends_the_stream_and_the_producer_hears_of_it(server: Server) -> None:
     server.request("PUT", "/v1/queues/small", {"queued_jobs_max": 1_500})
 
@@ -370,6 +405,32 @@ def test_bytes_that_are_no_chunk_end_the_stream(server: Server) -> None:
 
 
 # --- slow producers, and such as leave
+
+
+def test_a_slow_line_is_enqueued_at_once_though_others_trickle_behind_it(server: Server) -> None:
+    sent: list[float] = []
+    with Producer(server, "trickle") as producer:
+
+        def send() -> None:
+            for _ in range(40):
+                # The end of one line, and the beginning of the next: there is always something on its way.
+                producer.send(GOOD[4:] if sent else GOOD)
+                sent.append(time.monotonic())
+                producer.send(GOOD[:4])
+                threading.Event().wait(0.04)
+            producer.send(GOOD[4:])
+            producer.end()
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        told = 0
+        while told < 40:
+            answer = producer.answer()
+            now = time.monotonic()
+            assert all(now - at < LINE_SECONDS for at in sent[told : answer["lines"]])
+            told = answer["lines"]
+        sender.join()
+    assert eventually(lambda: counts(server, "trickle") == {"queued": 41})
 
 
 def test_a_line_that_nothing_follows_is_enqueued_at_once(server: Server) -> None:
