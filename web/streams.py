@@ -38,11 +38,12 @@ class LineError(ErrorView, frozen=True, kw_only=True):
 
 
 class ChunkView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a chunk: the jobs of its good lines are enqueued, with ids in the order of the lines."""
+    """What became of a chunk: the jobs of its good lines are enqueued."""
 
     lines: int  # read so far, this chunk included
     count: int  # jobs of this chunk that are enqueued, or were there under their unique key
-    first_id: int | None = None
+    first_id: int | None = None  # of the jobs that are new: their ids follow each other in the order of the lines
+    existing: int = 0  # jobs that were there under their unique key
     errors: list[LineError] = []  # by line, counted from 1
     error: ErrorView | None = None  # nothing of this chunk, and of what follows it, is enqueued
 
@@ -69,7 +70,7 @@ class Chunks:
         self._queue = queue
         self._chunk_lines = min(CHUNK_LINES, settings.batch_jobs_max)
         self._lines = 0
-        self._new: list[NewJob] = []
+        self._new: dict[int, NewJob] = {}  # by line
         self._errors: list[LineError] = []
         self._bytes = 0  # of the lines that were read and not yet answered
         self._due = inf  # when they are to be answered at the latest
@@ -129,7 +130,7 @@ class Chunks:
             self._due = trio.current_time() + CHUNK_SECONDS
         self._bytes += len(line)
         try:
-            self._new.append(decode(_JOB, line).new_job(self._settings, ""))
+            self._new[self._lines] = decode(_JOB, line).new_job(self._settings, "")
         except Problem as problem:
             self._errors.append(LineError(problem.code, problem.detail, problem.field, line=self._lines))
 
@@ -139,14 +140,27 @@ class Chunks:
         Raises:
             QueueError: None of them is enqueued.
         """
-        new, self._new = self._new, []
+        new, self._new = self._new, {}
         if not new:
             return self._tell(0)
-        jobs = (await self._engine.execute(Enqueue(self._queue, new))).jobs
-        enqueued = [job for job in jobs if not isinstance(job, QueueError)]
-        return self._tell(len(enqueued), first_id=enqueued[0].id if enqueued else None)
+        jobs = (await self._engine.execute(Enqueue(self._queue, list(new.values())))).jobs
+        enqueued = []
+        for line, job in zip(new, jobs, strict=True):
+            if isinstance(job, QueueError):
+                self._errors.append(LineError(job.code, job.detail, job.field, line=line))
+            else:
+                enqueued.append(job)
+        self._errors.sort(key=lambda error: error.line)
+        created = [job for job in enqueued if not job.existing]
+        return self._tell(
+            len(enqueued),
+            first_id=created[0].id if created else None,
+            existing=len(enqueued) - len(created),
+        )
 
-    def _tell(self, count: int, *, first_id: int | None = None, error: ErrorView | None = None) -> bytes:
+    def _tell(
+        self, count: int, *, first_id: int | None = None, existing: int = 0, error: ErrorView | None = None
+    ) -> bytes:
         errors, self._errors = self._errors, []
         self._bytes, self._due = 0, inf
-        return _encode(ChunkView(self._lines, count, first_id, errors, error)) + b"\n"
+        return _encode(ChunkView(self._lines, count, first_id, existing, errors, error)) + b"\n"

@@ -323,6 +323,21 @@ def test_a_bad_line_is_told_by_its_number_and_leaves_the_others_alone(server: Se
     assert server.request("GET", "/v1/queues/errors/jobs/2").body["payload"] == "é"
 
 
+def test_what_became_of_a_unique_key_is_told_line_by_line(server: Server) -> None:
+    keyed = b'{"type":"t","unique_key":"%b"}\n'
+    refused = b'{"type":"t","unique_key":"%b","on_existing":"refuse"}\n'
+    produce(server, "keys", keyed % b"a" + keyed % b"b")
+
+    (answer,) = produce(
+        server, "keys", keyed % b"a" + keyed % b"c" + refused % b"b" + BAD + refused % b"d" + refused % b"d"
+    )
+
+    assert (answer["lines"], answer["count"], answer["existing"], answer["first_id"]) == (6, 3, 1, 3)
+    told = [(error["line"], error["code"], error.get("field")) for error in answer["errors"]]
+    assert told == [(3, "unique_key_taken", "unique_key"), (4, "invalid", None), (6, "unique_key_taken", "unique_key")]
+    assert counts(server, "keys") == {"queued": 4}
+
+
 @pytest.mark.parametrize(
     ("body", "lines"),
     [
