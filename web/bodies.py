@@ -107,14 +107,14 @@ class NewJobBody(Body, frozen=True):
             Problem: A bound that is a setting is exceeded, or values exclude each other.
         """
         if self.delay_seconds is not None and self.not_before is not None:
-            raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}.not_before")
-        _check_delay(self.delay_seconds, settings, f"{path}.delay_seconds")
-        _check_lease(self.lease_seconds, settings, f"{path}.lease_seconds")
+            raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}not_before")
+        _check_delay(self.delay_seconds, settings, f"{path}delay_seconds")
+        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
         if self.meta is not None and len(self.meta) > META_PAIRS_MAX:
-            raise Problem("invalid", f"meta has at most {META_PAIRS_MAX} pairs", field=f"{path}.meta")
+            raise Problem("invalid", f"meta has at most {META_PAIRS_MAX} pairs", field=f"{path}meta")
         return NewJob(
             type=self.type,
-            payload=new_payload(self.payload, settings, field=f"{path}.payload"),
+            payload=new_payload(self.payload, settings, field=f"{path}payload"),
             priority=self.priority,
             delay_seconds=self.delay_seconds or 0.0,
             not_before=None if self.not_before is None else self.not_before.timestamp(),
@@ -148,7 +148,7 @@ class EnqueueBody(Body, frozen=True):
             Problem: As `NewJobBody.new_job`, or there are more than `batch_jobs_max`.
         """
         check_batch(self.jobs, settings)
-        return [job.new_job(settings, f"jobs[{n}]") for n, job in enumerate(self.jobs)]
+        return [job.new_job(settings, f"jobs[{n}].") for n, job in enumerate(self.jobs)]
 
 
 class DequeueBody(Body, frozen=True):

@@ -319,6 +319,7 @@ def test_a_bad_line_is_told_by_its_number_and_leaves_the_others_alone(server: Se
         (9, "invalid"),
         (10, "malformed"),
     ]
+    assert answer["errors"][3]["field"] == "payload"
     assert types(server, "errors") == ["first", "second", "third"]
     assert server.request("GET", "/v1/queues/errors/jobs/2").body["payload"] == "é"
 
