@@ -8,7 +8,7 @@ served here, by one task that does one thing after the other:
 So nothing runs beside a request, no task is started or cancelled for one, and the order of the code is the order of
 events. Rules for editors:
 
-1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_write` and `_refuse`.
+1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_receive_chunk`, `_write` and `_linger`.
 2. A drain, or the limit of connections, cuts short only the wait for a request: that has cost the client nothing.
 3. What a connection raises ends that connection alone. It is logged with its traceback, never lost.
 4. A `Problem` raised before the answer has begun is the answer, and the last one: what the client sends after it could

@@ -234,6 +234,7 @@ def test_all_kinds_of_workers_conclude_every_job_once_although_some_die_overslee
             for name in (f"{kind}-killed", f"{kind}-late", f"{kind}-beating")
         }
         expect(lambda: queue.counts() == {"in_progress": len(holds)}, seconds=START_SECONDS)
+        all_at_work = time.monotonic()
         held_by = {job["consumer"]: job["id"] for job in queue.search()}
         assert set(held_by) == set(workers)
         hold_of = {name: holds[id_ - 1] for name, id_ in held_by.items()}
@@ -250,7 +251,7 @@ def test_all_kinds_of_workers_conclude_every_job_once_although_some_die_overslee
                 hold_of[name].become(content)
         queue.enqueue(*({"payload": str(path), "retry": retry} for path in absent))
         queue.enqueue(*({"payload": path} for path in paths))
-        expect(lambda: queue.counts()["in_progress"] == len(kinds))
+        expect(lambda: queue.counts()["in_progress"] == len(kinds) and time.monotonic() > all_at_work + LEASE_SECONDS)
         for kind in kinds:
             beating = f"{kind}-beating"
             assert queue.read(held_by[beating])["attempts"] == 1
@@ -277,7 +278,6 @@ def test_all_kinds_of_workers_conclude_every_job_once_although_some_die_overslee
         # Each file has one result, and it is right.
         jobs = queue.search("include=content")
         assert {job["payload"]: job["result"]["sha256"] for job in jobs} == expected
-        assert len(jobs) == len(expected)
 
         # Each has been concluded once, by the worker of its last attempt.
         assert [job["id"] for job in jobs] == list(range(1, len(expected) + 1))
