@@ -131,7 +131,7 @@ def _declarations() -> Iterator[Setting]:
     for name, annotation in get_type_hints(Settings, include_extras=True).items():
         plain, meta = get_args(annotation)
         bounds = [
-            f"{sign} {bound:g}"
+            f"{sign} {bound:.15g}"
             for sign, bound in ((">=", meta.ge), (">", meta.gt), ("<=", meta.le))
             if bound is not None
         ]
@@ -169,8 +169,8 @@ def read_settings(environment: Mapping[str, str], arguments: Sequence[str]) -> S
     settings = Settings(**values)
     if settings.lease_seconds > settings.lease_seconds_max:
         raise SettingError(
-            f"{PREFIX}LEASE_SECONDS: {settings.lease_seconds:g} is more than "
-            f"{PREFIX}LEASE_SECONDS_MAX, {settings.lease_seconds_max:g}"
+            f"{PREFIX}LEASE_SECONDS: {settings.lease_seconds:.15g} is more than "
+            f"{PREFIX}LEASE_SECONDS_MAX, {settings.lease_seconds_max:.15g}"
         )
     if settings.payload_bytes_max > settings.request_bytes_max:
         raise SettingError(
@@ -228,7 +228,7 @@ def help_text() -> str:
         "",
     ]
     for setting in SETTINGS:
-        default = f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
+        default = f"{setting.default:.15g}" if isinstance(setting.default, float) else str(setting.default)
         allowed = ", ".join(setting.choices) or setting.bounds
         lines.append(f"  {setting.flag} (default {default}{'; ' + allowed if allowed else ''})")
         lines.append(f"      {setting.variable}: {setting.description}")
