@@ -106,7 +106,8 @@ class Queue:
         self.next_id = 1
         self.next_place = 1
         # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
-        self.next_fence = int(now.wall * 1_000_000)
+        # Above 0 also where the clock was never set: 0 stands for no lease at all.
+        self.next_fence = max(1, int(now.wall * 1_000_000))
 
 
 class StateMachine:
@@ -123,7 +124,7 @@ class StateMachine:
         self._planned: Deadlines[tuple[str, int]] = Deadlines()  # wall
         self._finished: deque[tuple[float, str, int]] = deque()  # when (monotonic), queue, id; oldest first
         self._changes: list[Change] = []
-        self._readied: set[str] = set()
+        self._readied: dict[str, None] = {}  # a set that keeps its order, so that no reply depends on hashing
         self._verbs: dict[type[Command[Any]], Callable[[Any, Now], Any]] = {
             Enqueue: self._enqueue,
             Dequeue: self._dequeue,
@@ -168,10 +169,10 @@ class StateMachine:
         """How many changes `take_changes` would give."""
         return len(self._changes)
 
-    def take_readied(self) -> set[str]:
-        """The queues in which a job has become ready since the last call."""
-        readied, self._readied = self._readied, set()
-        return readied
+    def take_readied(self) -> Sequence[str]:
+        """The queues in which a job has become ready since the last call, in the order in which they did."""
+        readied, self._readied = self._readied, {}
+        return list(readied)
 
     def next_due_seconds(self, now: Now) -> float | None:
         """How long until a lease ends or a planned job is due; None if there is neither."""
@@ -250,7 +251,7 @@ class StateMachine:
         """Put a job that has just been given the next place at the back."""
         queue.next_place = job.place + 1
         queue.ready.append(job.priority, job.place, job.id)
-        self._readied.add(queue.name)
+        self._readied[queue.name] = None
 
     # --- dequeue
 
@@ -359,7 +360,7 @@ class StateMachine:
         if job.cancel_requested:
             return self._finish(queue, job, verb, CANCELLED, now, **facts)
         queue.ready.put_back(job.priority, job.place, job.id)
-        self._readied.add(queue.name)
+        self._readied[queue.name] = None
         return self._move(queue, job, verb, QUEUED, **facts)
 
     def _finish(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
@@ -389,7 +390,7 @@ class StateMachine:
                 )
             case JobState.SCHEDULED:
                 self._planned.clear((queue.name, job.id))
-            case JobState.QUEUED:
+            case _:  # queued
                 queue.ready.remove(job.priority, job.place)
         return self._finish(queue, job, "cancel", CANCELLED, now, cancel_requested=True)
 

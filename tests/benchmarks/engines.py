@@ -17,6 +17,7 @@ from queue_actor import service
 from queue_actor.commands import Claim, Command, Conclude, Dequeue, Enqueue, NewJob, R
 from queue_actor.engine import Engine, Request
 from queue_actor.engines.lock import LockEngine
+from queue_actor.errors import QueueError
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 
@@ -36,7 +37,7 @@ class NowaitEngine(LockEngine):
             reply = await self._carry_out(command)
         finally:
             self._lock.release()
-        assert not isinstance(reply, Request)
+        assert not isinstance(reply, Request | QueueError)
         return reply
 
 
@@ -46,7 +47,7 @@ class UnlockedEngine(LockEngine):
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command."""
         reply = await self._carry_out(command)
-        assert not isinstance(reply, Request)
+        assert not isinstance(reply, Request | QueueError)
         return reply
 
 

@@ -232,7 +232,7 @@ async def test_effects_come_in_order_apply_serve_commit_notice_answer(nursery: t
             effects.append(f"apply {type(command).__name__}")
             return super().apply(command, now)
 
-        def take_readied(self) -> set[str]:
+        def take_readied(self) -> Sequence[str]:
             effects.append("serve")
             return super().take_readied()
 
