@@ -19,8 +19,13 @@ hypothesis.settings.load_profile("unhurried")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is marked so in virtual time. pytest-trio has put its own mark already, and heeds the first."""
+    """Keep the tests that start processes together, and run in virtual time what is marked so.
+
+    pytest-trio has put its own mark already, and heeds the first.
+    """
     for item in items:
+        if item.get_closest_marker("process"):
+            item.add_marker(pytest.mark.xdist_group("process"))
         if item.get_closest_marker("virtual_time") and item.get_closest_marker("trio"):
             item.add_marker(pytest.mark.trio(run=in_virtual_time), append=False)
 
