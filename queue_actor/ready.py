@@ -139,7 +139,10 @@ class ReadyArray:
         return before - max(0, self._tombstones.bisect_left(place) - self._passed)
 
     def tidy(self) -> None:
-        """Do one bounded step of compaction, if one is under way or due. To be called after each command."""
+        """Do one bounded step of compaction, if one is under way or due. To be called after each command.
+
+        The array stays short as long as a slice is more than what leaves between two calls.
+        """
         if self._passed:
             dropped = min(self._passed, self._slice)
             del self._tombstones[:dropped]
@@ -300,11 +303,9 @@ class Ready:
         return above + band.array.rank(place) + band.returned.bisect_left(place)
 
     def tidy(self) -> None:
-        """Compact where jobs have left, by a bounded step, or twice as many slots as jobs left; once a command.
+        """Compact where jobs have left, by one bounded step or twice as many slots as jobs left; once a command.
 
-        Compaction that moved no more slots than commands take jobs out would never come to its end, while the array
-        grows at its tail.
-
+        Compaction that moved no more slots than commands take jobs out would never end, and the array would grow.
         The array of an empty band goes, except the normal priority's: its capacity is what the next burst will need.
         """
         for priority, lost in self._lost.items():

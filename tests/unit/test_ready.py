@@ -294,12 +294,12 @@ def test_every_fill_level_of_a_small_array_is_compacted_in_order() -> None:
 
 @pytest.mark.slow
 def test_every_fill_level_of_a_larger_array_is_compacted_in_order() -> None:
-    compact_every_fill_level(range(21), (1, 2, 8))
-    compact_every_fill_level(range(32, 33), (5, 40))
+    compact_every_fill_level(range(20), (1, 8))
+    compact_every_fill_level(range(32, 33), (5,))
     compact_every_fill_level(range(40, 41), (9,))
 
 
-@pytest.mark.parametrize("slice_", [1, 2, 3, 8])
+@pytest.mark.parametrize("slice_", [1, 3, 8])
 def test_every_subset_of_tombstones_is_left_behind(slice_: int) -> None:
     """Seven jobs of sixteen are left: each subset of them goes, by turns before and in the middle of a compaction."""
     for subset, steps in product(range(1 << 7), range(3)):
@@ -475,7 +475,7 @@ ARRAY_OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(parameters=PARAMETERS, jobs=st.integers(0, 40), operations=ARRAY_OPERATIONS)
 def test_an_array_is_a_sorted_list_whatever_happens_to_it(
     parameters: dict[str, Any], jobs: int, operations: list[tuple[str, int]]
@@ -693,7 +693,7 @@ READY_OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(slice_=st.integers(1, 8), initial=st.integers(1, 8), jobs=st.integers(0, 30), operations=READY_OPERATIONS)
 def test_the_ready_jobs_are_a_sorted_list_whatever_happens_to_them(
     slice_: int, initial: int, jobs: int, operations: list[tuple[str, int, int]]
