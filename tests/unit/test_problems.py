@@ -16,7 +16,10 @@ def concrete(cls: type[QueueError]) -> set[type[QueueError]]:
     return found.union(*(concrete(sub) for sub in cls.__subclasses__()))
 
 
-@pytest.mark.parametrize("refusal", sorted(concrete(QueueError), key=lambda cls: cls.code), ids=lambda cls: cls.code)
+REFUSALS = sorted(concrete(QueueError), key=lambda cls: cls.__name__)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda cls: cls.__name__)
 def test_every_refusal_of_the_queue_becomes_a_problem(refusal: type[QueueError]) -> None:
     problem = Problem.of(refusal("why", field="jobs[3].type"))
     document = json.loads(problem.body)
