@@ -31,9 +31,10 @@ logger = logging.getLogger("web")
 
 async def serve_queue(settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
-    with installed(settings):
+    with installed(settings) as connections:
         async with open_engine(settings) as engine:
             app = App(engine, settings)
+            connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener)
             config.bind = [f"fd://{listener.detach()}"]

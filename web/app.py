@@ -6,13 +6,15 @@ import secrets
 import time
 from http import HTTPStatus
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from quart.ctx import RequestContext
 from quart.wrappers import Request
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import MapAdapter
 
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
@@ -27,6 +29,7 @@ from web.simple import simple_routes
 logger = logging.getLogger("web")
 
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]*)?\Z")  # RFC 9110, section 7.2
 _TARGET_CHARACTERS_MAX = 200  # of a path that are logged
 
 SAME_SITE = frozenset({"same-origin", "same-site", "none"})
@@ -53,6 +56,12 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(ops_routes(lambda: self.draining))
 
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """The routes, the same for every Host. Quart's own fails where IDNA does, as at a label of 64 letters."""
+        if request is None:
+            return None
+        return self.url_map.bind("", default_method=request.method, path_info=request.path)
+
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Reply:
         """Answer one request: guard, handler, error, headers, log line.
 
@@ -77,8 +86,14 @@ class App(QuartTrio):
         self._complete(request, response, time.perf_counter() - started)
         return response
 
+    async def handle_exception(self, error: Exception) -> NoReturn:
+        """What fails around a handler is answered and logged by the connection: Quart's own answer is a web page."""
+        raise error
+
     async def _handle(self, request: Request) -> Reply:
         refuse_foreign(request, any_host=self.settings.open)
+        if request.scope["path"].startswith("//"):  # of which werkzeug sees one
+            raise NotFound
         if request.routing_exception is not None:
             raise request.routing_exception
         assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
@@ -86,20 +101,22 @@ class App(QuartTrio):
         response: Reply = await handler(**(request.view_args or {}))
         return response
 
+    def identify(self, request_id: str) -> dict[str, str]:
+        """The headers that every answer has, those of the connection itself included; given the X-Request-Id sent."""
+        if not _REQUEST_ID.match(request_id):
+            request_id = f"{self.instance}-{next(self._request_numbers)}"
+        return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
+
     def _complete(self, request: Request, response: Reply, seconds: float) -> None:
         """Headers that every answer has, and its log line."""
         headers = response.headers
-        request_id = request.headers.get("X-Request-Id", "")
-        if not _REQUEST_ID.match(request_id):
-            request_id = f"{self.instance}-{next(self._request_numbers)}"
-        headers["X-Request-Id"] = request_id
-        headers["Queue-Instance"] = self.instance
-        headers["X-Content-Type-Options"] = "nosniff"
+        identity = self.identify(request.headers.get("X-Request-Id", ""))
+        headers.update(identity)
         if self.draining:
             headers["Connection"] = "close"
         if logger.isEnabledFor(logging.INFO):
             facts = {
-                "request_id": request_id,
+                "request_id": identity["X-Request-Id"],
                 "client": request.remote_addr,
                 "method": request.method,
                 "path": _target(request),
@@ -147,7 +164,8 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
         Problem: `foreign_host` or `foreign_origin`.
     """
     host = request.headers.get("Host", "")
-    if not any_host and host and not is_loopback(_hostname(f"//{host}")):
+    match = _HOST.match(host)
+    if not any_host and host and not (match and is_loopback((match[1] or match[2]).lower())):
         raise Problem("foreign_host", f"this server answers to loopback names only, not to {host[:100]}", field="Host")
     origin = request.headers.get("Origin")
     if origin is not None and _authority(origin) != host.lower():
@@ -162,10 +180,3 @@ def _authority(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
         return None
-
-
-def _hostname(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

@@ -17,9 +17,10 @@ events. Rules for editors:
 """
 
 import logging
+import re
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -52,6 +53,8 @@ UNACKNOWLEDGED_SECONDS = 30
 
 # A hostile body, a chunk for each byte, takes h11 20 ms a read: nobody else is served meanwhile.
 READ_BYTES = 16 * KIB
+# What h11 quotes in its errors. It may be the line with a token.
+QUOTED = re.compile(r":? (?:bytearray\()?b['\"].*", re.DOTALL)
 # Connections above the limit that are told so at a time; further ones are closed without a word.
 REFUSED_MAX = 100
 
@@ -78,6 +81,8 @@ class Connections(EventWrapper):
         self.refused: set[Connection] = set()
         # Those between two requests, the longest idle first.
         self.idle: dict[Connection, None] = {}
+        # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
+        self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
 
     def __len__(self) -> int:
         return len(self.admitted)
@@ -139,6 +144,7 @@ class Connection:
     # Of the request under way, and of its answer.
     method: str = ""
     path: str = ""
+    request_id: str = ""
     body: bytes | None = None
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
@@ -177,6 +183,7 @@ class Connection:
             self.connections.admit(self)
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
+                self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
                 scope = read_head(request, client=self.client, server=self.server)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
@@ -185,7 +192,7 @@ class Connection:
                 if self.http.our_state is not h11.DONE:
                     break
                 self.http.start_next_cycle()
-                self.method, self.path, self.begun = "", "", False
+                self.method, self.path, self.request_id, self.begun = "", "", "", False
         except Problem as problem:
             await self._refuse(problem)
 
@@ -312,8 +319,8 @@ class Connection:
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]
-        if self.finishing:
-            headers.append((b"connection", b"close"))
+        if self.finishing:  # which the application may have said already
+            headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), (b"connection", b"close")]
         self.bodiless = head["status"] in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
         if self.bodiless:  # RFC 9110, section 8.6: no length either, not even zero
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
@@ -322,10 +329,18 @@ class Connection:
 
     async def _refuse(self, problem: Problem) -> None:
         """Answers, and logs, in the application's place, for the last time: by hand, as h11 is mute after an error."""
-        facts = {"client": self.client and self.client[0], "method": self.method, "path": self.path}
-        logger.info("refused", extra={"facts": {**facts, "status": problem.status, "code": problem.code}})
+        identity = self.connections.identify(self.request_id)
+        facts = {
+            "request_id": identity.get("X-Request-Id"),
+            "client": self.client and self.client[0],
+            "method": self.method,
+            "path": self.path,
+            "status": problem.status,
+            "code": problem.code,
+        }
+        logger.info("refused", extra={"facts": facts})
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in problem.headers.items()]
+        lines += [f"{name}: {value}" for name, value in {**problem.headers, **identity}.items()]
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
         lines += [f"Content-Length: {len(problem.body)}", "Connection: close", "", ""]
         await self._write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else problem.body))
@@ -339,7 +354,7 @@ class Connection:
             return self.http.next_event()
         except h11.RemoteProtocolError as error:
             code = {431: "headers_too_large", 501: "not_implemented"}.get(error.error_status_hint, "malformed")
-            raise Problem(code, f"This is not HTTP/1.1: {error}.") from error
+            raise Problem(code, f"This is not HTTP/1.1: {QUOTED.sub('', str(error))}.") from error
 
     async def _feed(self) -> None:
         """Waits for more from the client, and hands it to h11."""

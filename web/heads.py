@@ -16,6 +16,9 @@ HEAD_BYTES_MAX = 16 * KIB
 # h11 lets these pass in field values, as cookies in the wild hold some; in a log or a terminal they do harm.
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
+# Within a segment it is a character like any other: decoded, it would end the segment (RFC 3986, section 2.2).
+ENCODED_SLASH = re.compile("%2F", re.IGNORECASE)
+
 
 def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: tuple[str, int] | None) -> HTTPScope:
     """The ASGI scope of a request, with neither state nor extensions.
@@ -47,7 +50,7 @@ def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: t
         "http_version": request.http_version.decode(),
         "method": request.method.decode(),
         "scheme": "http",
-        "path": unquote(path.decode()),
+        "path": unquote(ENCODED_SLASH.sub("%252F", path.decode())),
         "raw_path": path,
         "query_string": query,
         "root_path": "",

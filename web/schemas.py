@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from werkzeug.datastructures import Headers
+from werkzeug.datastructures import Headers, MultiDict
 
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
@@ -83,11 +83,9 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         message = str(error)
         where = _PATH.search(message)
-        field = where[1] if where else None
         missing = re.search(r"missing required field `(.*?)`", message)
-        if missing:
-            field = f"{field}.{missing[1]}" if field else missing[1]
-        raise Problem("invalid", _PATH.sub("", message), field=field) from error
+        names = [match[1] for match in (where, missing) if match]
+        raise Problem("invalid", _PATH.sub("", message), field=".".join(names) or "body") from error
     except UnicodeDecodeError as error:
         raise Problem("malformed", f"the body is not UTF-8 at byte {error.start}", field="body") from error
     except RecursionError as error:
@@ -123,6 +121,18 @@ def job_id(text: str) -> int:
     return int(text)
 
 
+def parameter(query: MultiDict[str, str], name: str) -> str | None:
+    """A parameter of the query; None if it is not there.
+
+    Raises:
+        Problem: `invalid`: it is there more than once, and which counts would be a guess.
+    """
+    texts = query.getlist(name)
+    if len(texts) > 1:
+        raise Problem("invalid", f"{name} stands {len(texts)} times in the query", field=name)
+    return texts[0] if texts else None
+
+
 def wait_seconds(text: str | None, settings: Settings) -> float:
     """How long a dequeue waits, from the query.
 
@@ -152,18 +162,21 @@ def consumer(headers: Headers) -> str | None:
     """The consumer's name, from whichever of the three headers carries it; None if none does.
 
     Raises:
-        Problem: `invalid`: they differ, or the name is too long or has control characters.
+        Problem: `invalid`: they differ, or the name is too long, is not UTF-8, or has control characters.
     """
-    names = {headers[header] for header in CONSUMER_HEADERS if header in headers}
+    names = {name for header in CONSUMER_HEADERS for name in headers.getlist(header)}
     if not names:
         return None
     if len(names) > 1:
         raise Problem("invalid", f"{' and '.join(CONSUMER_HEADERS)} name different consumers", field="QUEUE_CONSUMER")
-    (name,) = names
+    try:
+        name = names.pop().encode("latin1").decode()  # the bytes as they came: ASGI servers read them as Latin-1
+    except UnicodeDecodeError:
+        name = ""
     if not 1 <= len(name) <= CONSUMER_CHARACTERS_MAX or not _CONSUMER.match(name):
         raise Problem(
             "invalid",
-            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters and no control characters",
+            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters in UTF-8 and no control characters",
             field="QUEUE_CONSUMER",
         )
     return name
