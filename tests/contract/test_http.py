@@ -996,9 +996,8 @@ async def test_a_dequeue_waits_up_to_wait_seconds_max(serve: Serve) -> None:
         assert trio.current_time() == pytest.approx(1.5)
 
 
-async def test_up_to_inbox_requests_max_commands_wait(serve: Serve, settings: Settings, store: FakeStore) -> None:
-    # The actor has one in hand besides; a caller that works under the lock himself is one of those that wait.
-    fit = 4 if settings.engine == "actor" else 3
+async def test_up_to_inbox_requests_max_commands_wait(serve: Serve, store: FakeStore) -> None:
+    fit = 4  # three that wait, and one that is being carried out
     async with serve(inbox_requests_max=3) as server:
         store.hold()
         async with trio.open_nursery() as nursery:
