@@ -49,20 +49,18 @@ class ActorEngine:
     async def execute(self, command: Command[R]) -> R:
         """Send a command to the actor and wait for its reply; see `Engine.execute`."""
         request = Request(command)
-        if self._draining and isinstance(command, Dequeue):
-            raise Draining("the server is about to end and hands out no more jobs")
         if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0:
-            return await self._wait(request, command.wait_seconds)
+            return await self._wait(request)
         self._submit(request)
         return await request.answered()
 
-    async def _wait(self, request: Request[R], seconds: float) -> R:
+    async def _wait(self, request: Request[R]) -> R:
         try:
-            with trio.move_on_after(seconds):
+            # The wait begins when the request is parked: until then it is a command like any other.
+            with trio.CancelScope() as request.patience:
                 self._submit(request)
                 return await request.answered()
-            if request.unserved is None:
-                raise Busy(f"the command was not reached in {seconds:g} s; it was not carried out")
+            assert request.unserved is not None  # noqa: S101 - for the type checker: it was parked
             return request.unserved
         finally:
             self._waiters.discard(request)
@@ -100,6 +98,7 @@ class ActorEngine:
         """Carry out commands until the inbox is closed and empty."""
         try:
             async for first in self._arrivals:
+                self._taken.append(first)  # from here on it is answered, whatever happens
                 now = self._clock()
                 self._carry_out(first, now)
                 if self._waiters:
@@ -114,7 +113,7 @@ class ActorEngine:
                         request.answer(reply)
                 self._taken.clear()
                 self._answers.clear()
-                self._sweeper.notice(self._machine.next_due_seconds(now))
+                self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now
         finally:
             self._leave()
 
@@ -124,7 +123,6 @@ class ActorEngine:
         while True:
             self._inbox_requests -= 1
             if not request.abandoned:
-                self._taken.append(request)
                 self._apply(request, now)
             if len(self._taken) >= self._settings.batch_requests_max or self._machine.changes_waiting >= BATCH_JOBS_MAX:
                 return
@@ -132,14 +130,17 @@ class ActorEngine:
                 request = self._arrivals.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 return
+            self._taken.append(request)
 
     def _apply(self, request: Request[Any], now: Now) -> None:
         """Apply one request, or park it."""
-        if self._waiters and isinstance(request.command, Dequeue):
+        if self._waiters and isinstance(request.command, Dequeue) and not self._draining:
             # Those who wait already come before the one who has just arrived.
             self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
         reply: Any
         try:
+            if self._draining and isinstance(request.command, Dequeue):
+                raise Draining("the server is about to end and hands out no more jobs")
             reply = self._waiters.carry_out(self._machine, request, now, may_park=not self._draining)
         except QueueError as refusal:
             reply = refusal
@@ -155,7 +156,7 @@ class ActorEngine:
             while True:
                 waiting.append(self._arrivals.receive_nowait())
         except trio.EndOfChannel:
-            pass
+            self._inbox_requests = 0
         for request in waiting:
             if not request.settled:
                 request.refuse(OutcomeUnknown("the queue ended before it answered"))

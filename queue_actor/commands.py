@@ -2,6 +2,8 @@
 
 Each command names the type of its reply, so `Engine.execute(Dequeue(...))` is known to give `Dequeued`. Commands that
 carry many jobs either succeed or are refused as a whole, or answer each job for itself (`Results`).
+
+It is a catalogue, longer than other files so that all verbs can be found in one.
 """
 
 from collections.abc import Sequence
@@ -81,7 +83,8 @@ class Enqueued(msgspec.Struct, frozen=True):
 class Enqueue(Command[Enqueued], frozen=True):
     """Add jobs to a queue, all or none but for their unique keys. The queue is made if it does not exist.
 
-    Refused with QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where queues must be declared) or KeyReused.
+    Refused with InvalidCommand (a `not_before` too far away), QueueFull, MemoryFull, TooManyQueues, UnknownQueue (where
+    queues must be declared) or KeyReused.
     """
 
     queue: str
@@ -103,7 +106,7 @@ class Dequeued(msgspec.Struct, frozen=True):
     """The leases given; none if there was no job."""
 
     leases: Sequence[Lease] = ()
-    repeated: bool = False  # they were given before, under the same key, and are all that there will be
+    repeated: bool = False  # the answer of an earlier dequeue under the same key: an empty one is not to be waited on
 
 
 class DequeueOrder(StrEnum):
@@ -335,6 +338,7 @@ class SetPolicy(Command[QueueView], frozen=True):
 
     queue: str
     policy: QueuePolicy
+    paused: bool | None = None  # None: as it is
 
 
 class Pause(Command[QueueView], frozen=True):
@@ -345,7 +349,7 @@ class Pause(Command[QueueView], frozen=True):
 
 
 class DeleteQueue(Command[QueueView], frozen=True):
-    """Delete a queue without jobs, and its policy. Its ids are never given again.
+    """Delete a queue without jobs, and its policy. Its ids are never given again. The answer is how it reads then.
 
     Refused with UnknownQueue or QueueNotEmpty.
     """

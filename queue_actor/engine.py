@@ -30,7 +30,7 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """Owns the queue. All engines pass tests/contract/test_engine.py."""
+    """Owns the queue. All engines pass tests/contract."""
 
     failed: trio.Event
     """Set when the engine has ended by a bug or a broken store; the process is about to end."""
@@ -90,13 +90,14 @@ class Request(Generic[R]):
     rescheduled by the engine with the answer in place; nothing is awaited on the engine's side.
     """
 
-    __slots__ = ("_answer", "_task", "abandoned", "command", "decided", "unserved")
+    __slots__ = ("_answer", "_task", "abandoned", "command", "decided", "patience", "unserved")
 
     def __init__(self, command: Command[R]) -> None:
         self.command = command
         self.abandoned = False  # the caller has left; only possible before the request is decided
-        self.unserved: R | None = None  # of a parked request: the reply if its wait runs out
         self.decided = False  # the command has been applied: the caller waits for the answer even if cancelled
+        self.unserved: R | None = None  # of a parked request: the reply if its wait runs out
+        self.patience: trio.CancelScope | None = None  # of a caller who may be parked, around his wait
         self._answer: Outcome[R] | None = None
         self._task: Task | None = None
 
@@ -116,6 +117,12 @@ class Request(Generic[R]):
             await wait_task_rescheduled(self._abandon)
         assert self._answer is not None  # noqa: S101 - for the type checker: nobody else reschedules
         return self._answer.unwrap()
+
+    def park(self, unserved: R, seconds: float) -> None:
+        """Let the caller wait so long from now, and then be content with this reply."""
+        self.unserved = unserved
+        if self.patience is not None:
+            self.patience.deadline = trio.current_time() + seconds
 
     def answer(self, reply: R) -> None:
         """Give the caller the reply."""

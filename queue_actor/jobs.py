@@ -182,6 +182,11 @@ DEFAULT_QUEUE_POLICY = QueuePolicy(max_attempts=None, max_stale=None)
 """Of the queue `default` that was never given one: a job of the classic routes never dies unasked."""
 
 
+def first_policy(queue: str) -> QueuePolicy:
+    """The policy that a queue of this name begins with."""
+    return DEFAULT_QUEUE_POLICY if queue == DEFAULT_QUEUE else FIRST_POLICY
+
+
 class Change(msgspec.Struct, frozen=True, gc=False):
     """One transition of one job: what the store, the metrics and the events are told, in order of revision."""
 

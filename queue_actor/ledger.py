@@ -108,10 +108,16 @@ class Ledger:
         if self.counts[IN_PROGRESS] != len(self.leases) or self.counts[SCHEDULED] != len(self.planned):
             raise InvariantError("leases or planned jobs are not what the counts say")
         changes, self._changes = self._changes, []
-        for name in {(change.after or change.before).queue for change in changes}:  # type: ignore[union-attr] # one is there
-            queue = self.queues.get(name)
-            if queue is not None and queue.counts[QUEUED] != len(queue.ready):
-                raise InvariantError(f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}")
+        queue: Queue | None = None
+        for change in changes:
+            job = change.after or change.before
+            assert job is not None  # noqa: S101 - for the type checker: a change has one of them
+            if queue is None or queue.name != job.queue:
+                queue = self.queues.get(job.queue)
+                if queue is not None and queue.counts[QUEUED] != len(queue.ready):
+                    raise InvariantError(
+                        f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}"
+                    )
         return changes
 
     @property
@@ -150,6 +156,7 @@ class Ledger:
         """Forget a queue without jobs. Its successor's ids and fences begin where its own ended."""
         del self.queues[queue.name]
         self.stocked.discard(queue.name)
+        self._readied.pop(queue.name, None)
         self._id_floor = max(self._id_floor, queue.next_id)
         self._fence_floor = max(self._fence_floor, queue.next_fence)
 

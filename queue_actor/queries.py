@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from queue_actor.commands import JobFilter, JobsFound, ListQueues, NewJob, QueuesFound, QueueView, Search
 from queue_actor.errors import ForgottenJob, UnknownJob
-from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting
-from queue_actor.queues import Queue, first_policy
+from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting, first_policy
+from queue_actor.queues import METERED, Queue
 
 SCANNED_IDS_MAX = 10_000
 """Ids that one search or one slice of a bulk command looks at."""
@@ -96,7 +96,13 @@ def search(queue: Queue | None, command: Search) -> JobsFound:
 def view(queue: Queue | None, name: str, now: Now) -> QueueView:
     """A queue in figures."""
     if queue is None:
-        return QueueView(name, exists=False, counts=dict.fromkeys(JobState, 0), policy=first_policy(name))
+        return QueueView(
+            name,
+            exists=False,
+            counts=dict.fromkeys(JobState, 0),
+            policy=first_policy(name),
+            per_minute=dict.fromkeys(METERED, 0.0),
+        )
     oldest = queue.ready.first(oldest=True)
     return QueueView(
         name,

@@ -1,6 +1,6 @@
 """What the state machine keeps of one queue."""
 
-from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FIRST_POLICY, Job, JobState, QueuePolicy
+from queue_actor.jobs import Job, JobState, QueuePolicy, first_policy
 from queue_actor.meters import Meter
 from queue_actor.ready import Ready
 from queue_actor.settings import Settings
@@ -10,11 +10,6 @@ METERED = ("enqueue", "dequeue", "conclude", "fail", "release", "stale", "dead")
 
 CONSUMERS_MAX = 1_000
 """Consumers a queue remembers to have seen; the one not seen for longest goes first."""
-
-
-def first_policy(name: str) -> QueuePolicy:
-    """The policy of a queue that was never given one."""
-    return DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY
 
 
 class Queue:
@@ -41,7 +36,7 @@ class Queue:
 
     def __init__(self, name: str, settings: Settings, *, next_id: int, next_fence: int) -> None:
         self.name = name
-        self.policy = first_policy(name)
+        self.policy: QueuePolicy = first_policy(name)
         self.declared = False
         self.paused = False
         self.jobs: dict[int, Job] = {}

@@ -10,8 +10,7 @@ Rules for editors:
 1. Whatever is decided about a job is decided here; whatever changes it goes through `Ledger.move`, which checks the
    transition against `TRANSITIONS` and notes the change. The picture of the table heads queue_actor/README.md.
 2. Validate everything, then mutate: a refused command leaves the state exactly as it was.
-3. No clock, no randomness, no I/O. Time is the argument `now`; the token secret, from which chance is drawn too, is
-   an argument.
+3. No clock, no randomness, no I/O. Time is an argument; so is the token secret, from which chance is drawn too.
 4. Leases run on `now.monotonic`; whatever is planned or shown runs on `now.wall`.
 5. Nothing scans: work is proportional to what a command changes, and whatever may be much is cut into slices.
 
@@ -70,6 +69,7 @@ from queue_actor.commands import (
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import (
     AlreadyFinished,
+    InvalidCommand,
     LeaseLost,
     MemoryFull,
     NotFinished,
@@ -203,6 +203,8 @@ class StateMachine:
         self._check_new_queue(command.queue)
         queue = self._ledger.open_queue(command.queue, now)
         queue.policy = command.policy
+        if command.paused is not None:
+            queue.paused = command.paused
         queue.declared = True
         self._ledger.offer(queue)  # it may have become more generous
         return queries.view(queue, queue.name, now)
@@ -217,9 +219,8 @@ class StateMachine:
         queue = self._existing(command.queue)
         if queue.jobs:
             raise QueueNotEmpty(f"queue {queue.name} holds {len(queue.jobs)} jobs: purge it first", field="queue")
-        view = queries.view(queue, queue.name, now)
         self._ledger.delete_queue(queue)
-        return view
+        return queries.view(None, queue.name, now)
 
     # --- enqueue
 
@@ -228,6 +229,7 @@ class StateMachine:
             answer = self._enqueue_answers.find(command.key, now)
             if answer is not None:
                 return answer
+        self._check_plans(command, now)
         self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
         first = queue.next_id
@@ -236,6 +238,15 @@ class StateMachine:
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
         return reply
+
+    def _check_plans(self, command: Enqueue, now: Now) -> None:
+        latest = now.wall + self._settings.delay_seconds_max
+        for n, new in enumerate(command.jobs):
+            if new.not_before is not None and new.not_before > latest:
+                raise InvalidCommand(
+                    f"a job starts at most delay_seconds_max, {self._settings.delay_seconds_max:g}, from now",
+                    field=f"jobs[{n}].not_before",
+                )
 
     def _check_room(self, command: Enqueue) -> None:
         settings = self._settings
@@ -304,7 +315,7 @@ class StateMachine:
         if command.key is not None:
             answer = self._dequeue_answers.find(command.key, now)
             if answer is not None:
-                held = [lease for given in answer if (lease := self._lease_again(*given)) is not None]
+                held = [lease for holding in answer if (lease := self._lease_again(*holding)) is not None]
                 return Dequeued(held, repeated=True)
         basket = _Basket(self._settings.reply_bytes_max)
         queue = self._queues.get(command.queue) if isinstance(command.queue, str) else None

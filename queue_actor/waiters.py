@@ -57,6 +57,8 @@ class Waiters:
             QueueError: The refusal.
         """
         command = request.command
+        if isinstance(command, Dequeue):
+            self._check_key(command.key)
         reply = machine.apply(command, now)
         if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0 and may_park:
             if isinstance(reply, Dequeued) and not reply.leases and not reply.repeated:
@@ -69,6 +71,17 @@ class Waiters:
 
     # --- dequeues
 
+    def _check_key(self, key: IdempotencyKey | None) -> None:
+        """Refuse a dequeue under the key of another one that waits: only one of them could be remembered.
+
+        Raises:
+            KeyReused: It has another body.
+        """
+        name = _name(key)
+        former = None if name is None else self._keyed.get(name)
+        if former is not None and former.command.key != key:
+            raise KeyReused("the idempotency key was used with another body", field="Idempotency-Key")
+
     def _park(self, request: Request[Dequeued], command: Dequeue) -> None:
         """Put a dequeue at the end of its lines, or in the place of the one it repeats, which gets an empty answer.
 
@@ -78,8 +91,6 @@ class Waiters:
         name = _name(command.key)
         former = None if name is None else self._keyed.get(name)
         if former is not None:
-            if former.command.key != command.key:
-                raise KeyReused("the idempotency key was used with another body", field="Idempotency-Key")
             displaced, former.request = former.request, request
             del self._parked[displaced]
             self._parked[request] = former
@@ -94,7 +105,7 @@ class Waiters:
                     self._prefixes.add(line)
             if name is not None:
                 self._keyed[name] = parked
-        request.unserved = Dequeued()
+        request.park(Dequeued(), command.wait_seconds)
 
     def serve(
         self, machine: StateMachine, queues: Iterable[str], now: Now
@@ -102,8 +113,11 @@ class Waiters:
         """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
         for queue in queues:
             while (parked := self._oldest(queue)) is not None:
+                if parked.request.abandoned:
+                    self.discard(parked.request)  # his task has not run yet, to leave the line
+                    continue
                 reply = machine.apply(parked.command, now)
-                if not reply.leases:
+                if not reply.leases and not reply.repeated:
                     break
                 self.discard(parked.request)
                 parked.request.decided = True
@@ -135,7 +149,7 @@ class Waiters:
             TooManyWaiters: As many wait as `waiters_max` allows.
         """
         self._check_room()
-        request.unserved = job
+        request.park(job, command.wait_seconds)
         self._readers.setdefault((command.queue, command.id), {})[request] = None
         self._readers_count += 1
 
@@ -148,6 +162,8 @@ class Waiters:
             if job is None or (job.queue, job.id) not in self._readers:
                 continue
             for request in list(self._readers[job.queue, job.id]):
+                if request.unserved is not None and change.revision <= request.unserved.revision:
+                    continue  # it was made in the same batch, before he read the job
                 request.unserved = job
                 if job.state in FINISHED or change.after is None:
                     self.discard(request)

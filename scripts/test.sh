@@ -23,4 +23,5 @@ fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"
 fi
-exec .venv/bin/python -m pytest -m "$marker" --cov
+# One worker a core; tests that start processes share one, so that they do not compete with each other.
+exec .venv/bin/python -m pytest -m "$marker" --cov --numprocesses auto --dist loadgroup

@@ -17,8 +17,8 @@ from queue_actor.service import open_engine
 from queue_actor.settings import SettingError, Settings, help_text, read_settings
 from web.app import App
 from web.binding import address_of, listen
-from web.connections import installed, make_config
 from web.logs import set_up_logging
+from web.serving import installed, make_config
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG
@@ -31,9 +31,10 @@ logger = logging.getLogger("web")
 
 async def serve_queue(settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
-    with installed(settings):
+    with installed(settings) as connections:
         async with open_engine(settings) as engine:
             app = App(engine, settings)
+            connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener)
             config.bind = [f"fd://{listener.detach()}"]

@@ -6,20 +6,23 @@ import secrets
 import time
 from http import HTTPStatus
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from quart.ctx import RequestContext
 from quart.wrappers import Request
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import MapAdapter
 
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
 from web.binding import is_loopback
 from web.exchanges import Exchange
-from web.jobs import job_routes
+from web.heads import is_stream
+from web.jobs import STREAM_ENDPOINT, job_routes
 from web.ops import ops_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
@@ -29,6 +32,7 @@ from web.simple import simple_routes
 logger = logging.getLogger("web")
 
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]*)?\Z")  # RFC 9110, section 7.2
 _TARGET_CHARACTERS_MAX = 200  # of a path that are logged
 
 SAME_SITE = frozenset({"same-origin", "same-site", "none"})
@@ -51,10 +55,17 @@ class App(QuartTrio):
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+        self.config["MAX_CONTENT_LENGTH"] = None  # the connection has seen to it
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
         self.register_blueprint(ops_routes(lambda: self.draining))
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """The routes, the same for every Host. Quart's own fails where IDNA does, as at a label of 64 letters."""
+        if request is None:
+            return None
+        return self.url_map.bind("", default_method=request.method, path_info=request.path)
 
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Reply:
         """Answer one request: guard, handler, error, headers, log line.
@@ -80,29 +91,39 @@ class App(QuartTrio):
         self._complete(request, response, time.perf_counter() - started)
         return response
 
+    async def handle_exception(self, error: Exception) -> NoReturn:
+        """What fails around a handler is answered and logged by the connection: Quart's own answer is a web page."""
+        raise error
+
     async def _handle(self, request: Request) -> Reply:
         refuse_foreign(request, any_host=self.settings.open)
+        if request.scope["path"].startswith("//"):  # of which werkzeug sees one
+            raise NotFound
         if request.routing_exception is not None:
             raise request.routing_exception
+        if is_stream(request.scope) and request.endpoint != STREAM_ENDPOINT:
+            raise Problem("unsupported_media_type", "this path takes JSON, not a stream of lines", field="Content-Type")
         assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
         handler: Any = self.view_functions[request.url_rule.endpoint]
         response: Reply = await handler(**(request.view_args or {}))
         return response
 
+    def identify(self, request_id: str) -> dict[str, str]:
+        """The headers that every answer has, those of the connection itself included; given the X-Request-Id sent."""
+        if not _REQUEST_ID.match(request_id):
+            request_id = f"{self.instance}-{next(self._request_numbers)}"
+        return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
+
     def _complete(self, request: Request, response: Reply, seconds: float) -> None:
         """Headers that every answer has, and its log line."""
         headers = response.headers
-        request_id = request.headers.get("X-Request-Id", "")
-        if not _REQUEST_ID.match(request_id):
-            request_id = f"{self.instance}-{next(self._request_numbers)}"
-        headers["X-Request-Id"] = request_id
-        headers["Queue-Instance"] = self.instance
-        headers["X-Content-Type-Options"] = "nosniff"
+        identity = self.identify(request.headers.get("X-Request-Id", ""))
+        headers.update(identity)
         if self.draining:
             headers["Connection"] = "close"
         if logger.isEnabledFor(logging.INFO):
             facts = {
-                "request_id": request_id,
+                "request_id": identity["X-Request-Id"],
                 "client": request.remote_addr,
                 "method": request.method,
                 "path": _target(request),
@@ -150,7 +171,8 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
         Problem: `foreign_host` or `foreign_origin`.
     """
     host = request.headers.get("Host", "")
-    if not any_host and host and not is_loopback(_hostname(f"//{host}")):
+    match = _HOST.match(host)
+    if not any_host and host and not (match and is_loopback((match[1] or match[2]).lower())):
         raise Problem("foreign_host", f"this server answers to loopback names only, not to {host[:100]}", field="Host")
     origin = request.headers.get("Origin")
     if origin is not None and _authority(origin) != host.lower():
@@ -165,10 +187,3 @@ def _authority(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:
         return None
-
-
-def _hostname(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

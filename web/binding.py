@@ -37,6 +37,8 @@ def listen(settings: Settings) -> socket.socket:
         return _tcp(bind, settings)
     except OSError as error:
         raise SettingError(f"{_VARIABLE}: cannot listen on {bind}: {error.strerror or error}") from error
+    except UnicodeError as error:  # of a name with an empty label, or one of more than 63 characters
+        raise SettingError(f"{_VARIABLE}: {bind!r} holds no name of a host") from error
 
 
 def _tcp(bind: str, settings: Settings) -> socket.socket:
@@ -61,6 +63,8 @@ def _tcp(bind: str, settings: Settings) -> socket.socket:
 
 
 def _unix(path: str) -> socket.socket:
+    if not path:  # for which the kernel would make up an address
+        raise SettingError(f"{_VARIABLE}: 'unix:' is not unix:PATH")
     try:
         if stat.S_ISSOCK(Path(path).lstat().st_mode) and not _answers(path):
             Path(path).unlink()  # left behind by a process that was killed
@@ -90,9 +94,19 @@ def _handed_over(bind: str, settings: Settings) -> socket.socket:
     if not re.fullmatch(r"[0-9]{1,6}", number):
         raise SettingError(f"{_VARIABLE}: {bind!r} is not fd://NUMBER")
     listener = socket.socket(fileno=int(number))
-    if listener.family != socket.AF_UNIX:
-        _refuse_network(str(listener.getsockname()[0]), settings)
+    try:
+        _refuse_others(listener, bind)
+        if listener.family != socket.AF_UNIX:
+            _refuse_network(str(listener.getsockname()[0]), settings)
+    except SettingError:
+        listener.close()
+        raise
     return listener
+
+
+def _refuse_others(listener: socket.socket, bind: str) -> None:
+    if listener.family not in {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6} or listener.type != socket.SOCK_STREAM:
+        raise SettingError(f"{_VARIABLE}: {bind} is no socket for connections")
 
 
 def _refuse_network(address: str, settings: Settings) -> None:

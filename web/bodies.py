@@ -5,7 +5,6 @@ body becomes a command, with the path of the value in the problem.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -20,7 +19,6 @@ from queue_actor.commands import (
     ExtendClaim,
     FailClaim,
     IdempotencyKey,
-    JobFilter,
     NewJob,
     ReleaseClaim,
 )
@@ -30,38 +28,38 @@ from queue_actor.jobs import (
     Jitter,
     JobError,
     JobOptions,
-    JobState,
     OnExisting,
     QueuePolicy,
     Retry,
     RetryKind,
     UniqueUntil,
 )
-from queue_actor.settings import DAY_SECONDS, Settings
-from queue_actor.tokens import FENCE_MAX
+from queue_actor.settings import Settings
+from web.fields import (
+    ATTEMPTS_MAX,
+    BATCH,
+    ERROR_MESSAGE_CHARACTERS_MAX,
+    ERROR_TYPE_CHARACTERS_MAX,
+    META_PAIRS_MAX,
+    SECONDS_MAX,
+    TRACEPARENT,
+    Content,
+    Count,
+    Delay,
+    Id,
+    Lease,
+    MetaKey,
+    MetaText,
+    Moment,
+    Name,
+    QueueName,
+    QueueNames,
+    Seconds,
+    Token,
+    Wait,
+)
 from web.problems import Problem
-from web.schemas import NO_CONTROLS, QUEUE_NAME, Type, new_payload
-
-ATTEMPTS_MAX = 1_000_000
-ERROR_TYPE_CHARACTERS_MAX = 200
-ERROR_MESSAGE_CHARACTERS_MAX = 10_000
-META_PAIRS_MAX = 8
-DEQUEUE_QUEUES_MAX = 100
-SECONDS_MAX = 3_660 * DAY_SECONDS
-
-QUEUE_PREFIX = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,78}\*\Z"
-
-TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
-"""W3C Trace Context, section 3.2."""
-
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
-QueueName = Annotated[str, Meta(pattern=QUEUE_NAME)]
-Token = Annotated[str, Meta(min_length=1, max_length=200)]
-Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
-Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
-Lease = Annotated[float, Meta(gt=0, le=SECONDS_MAX)]  # bounded by a setting besides
-Moment = Annotated[datetime, Meta(tz=True)]
-MetaText = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
+from web.schemas import Type, new_payload
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,9 +84,9 @@ class NewJobBody(Body, frozen=True):
     """A job of an enqueue."""
 
     type: Type
-    payload: Raw = Raw()
+    payload: Content = Raw()
     priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
-    delay_seconds: Seconds | None = None
+    delay_seconds: Delay | None = None
     not_before: Moment | None = None
     ttl_seconds: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=ATTEMPTS_MAX)] | None = None
@@ -97,7 +95,7 @@ class NewJobBody(Body, frozen=True):
     unique_key: Name | None = None
     unique_until: UniqueUntil = UniqueUntil.FINISHED
     on_existing: OnExisting = OnExisting.KEEP
-    meta: dict[MetaText, Annotated[str, Meta(max_length=100, pattern=NO_CONTROLS)]] | None = None
+    meta: Annotated[dict[MetaKey, MetaText], Meta(max_length=META_PAIRS_MAX)] | None = None
     traceparent: Annotated[str, Meta(pattern=TRACEPARENT)] | None = None
 
     def new_job(self, settings: Settings, path: str) -> NewJob:
@@ -107,14 +105,12 @@ class NewJobBody(Body, frozen=True):
             Problem: A bound that is a setting is exceeded, or values exclude each other.
         """
         if self.delay_seconds is not None and self.not_before is not None:
-            raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}.not_before")
-        _check_delay(self.delay_seconds, settings, f"{path}.delay_seconds")
-        _check_lease(self.lease_seconds, settings, f"{path}.lease_seconds")
-        if self.meta is not None and len(self.meta) > META_PAIRS_MAX:
-            raise Problem("invalid", f"meta has at most {META_PAIRS_MAX} pairs", field=f"{path}.meta")
+            raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}not_before")
+        _check_delay(self.delay_seconds, settings, f"{path}delay_seconds")
+        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
         return NewJob(
             type=self.type,
-            payload=new_payload(self.payload, settings, field=f"{path}.payload"),
+            payload=new_payload(self.payload, settings, field=f"{path}payload"),
             priority=self.priority,
             delay_seconds=self.delay_seconds or 0.0,
             not_before=None if self.not_before is None else self.not_before.timestamp(),
@@ -139,7 +135,7 @@ class NewJobBody(Body, frozen=True):
 class EnqueueBody(Body, frozen=True):
     """Many new jobs."""
 
-    jobs: Annotated[list[NewJobBody], Meta(min_length=1)]
+    jobs: Annotated[list[NewJobBody], BATCH]
 
     def new_jobs(self, settings: Settings) -> list[NewJob]:
         """The jobs in the core's words.
@@ -148,14 +144,14 @@ class EnqueueBody(Body, frozen=True):
             Problem: As `NewJobBody.new_job`, or there are more than `batch_jobs_max`.
         """
         check_batch(self.jobs, settings)
-        return [job.new_job(settings, f"jobs[{n}]") for n, job in enumerate(self.jobs)]
+        return [job.new_job(settings, f"jobs[{n}].") for n, job in enumerate(self.jobs)]
 
 
 class DequeueBody(Body, frozen=True):
     """What a consumer asks for."""
 
-    count: Annotated[int, Meta(ge=1)] = 1
-    wait_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    count: Count = 1
+    wait_seconds: Wait = 0.0
     lease_seconds: Lease | None = None
     consumer: Name | None = None
 
@@ -190,11 +186,12 @@ class DequeueBody(Body, frozen=True):
 class DequeueManyBody(DequeueBody, frozen=True, kw_only=True):
     """The same, from several queues."""
 
-    queues: (
-        Annotated[list[QueueName], Meta(min_length=1, max_length=DEQUEUE_QUEUES_MAX)]
-        | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
-    )
+    queues: QueueNames
     order: DequeueOrder = DequeueOrder.LISTED
+
+    def source(self) -> str | tuple[str, ...]:
+        """The queues in the core's words."""
+        return _queues(self.queues)
 
     def chosen_order(self) -> DequeueOrder:
         """Which of several queues goes first."""
@@ -205,6 +202,27 @@ class DequeueNextBody(DequeueBody, frozen=True, kw_only=True):
     """A dequeue that rides on a conclude, a fail or a release; of the same queue unless it says otherwise."""
 
     queue: QueueName | None = None
+    queues: QueueNames | None = None
+    order: DequeueOrder = DequeueOrder.LISTED
+
+    def source(self, queue: str | None, path: str) -> str | tuple[str, ...]:
+        """The queue or queues in the core's words; the one of the request if none is named.
+
+        Raises:
+            Problem: There are both, or neither.
+        """
+        if self.queues is not None:
+            if self.queue is not None:
+                raise Problem("invalid", "queue and queues exclude each other", field=f"{path}queues")
+            return _queues(self.queues)
+        named = self.queue or queue
+        if named is None:
+            raise Problem("invalid", "the queue to dequeue from is not named", field=f"{path}queue")
+        return named
+
+    def chosen_order(self) -> DequeueOrder:
+        """Which of several queues goes first."""
+        return self.order
 
 
 class ClaimBody(Body, frozen=True, kw_only=True):
@@ -213,6 +231,17 @@ class ClaimBody(Body, frozen=True, kw_only=True):
     queue: QueueName | None = None
     id: Id | None = None
     token: Token | None = None
+
+    def check_path(self, queue: str, id_: int | None = None, path: str = "") -> None:
+        """Refuse a body that names another job than the path of its request.
+
+        Raises:
+            Problem: It does.
+        """
+        if self.queue not in {None, queue}:
+            raise Problem("invalid", "the path names another queue", field=f"{path}queue")
+        if id_ is not None and self.id not in {None, id_}:
+            raise Problem("invalid", "the path names another job", field=f"{path}id")
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> Claim:
         """What it is in the core's words.
@@ -226,7 +255,7 @@ class ClaimBody(Body, frozen=True, kw_only=True):
 class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
     """A job that is done."""
 
-    result: Raw = Raw()
+    result: Content = Raw()
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ConcludeClaim:
         """See `ClaimBody.claim`."""
@@ -246,11 +275,13 @@ class FailBody(ClaimBody, frozen=True, kw_only=True):
 
     error: ErrorBody | None = None
     retry: bool = True
-    retry_after_seconds: Seconds | None = None
+    retry_after_seconds: Delay | None = None
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> FailClaim:
         """See `ClaimBody.claim`."""
         _check_delay(self.retry_after_seconds, settings, f"{path}retry_after_seconds")
+        if not self.retry and self.retry_after_seconds is not None:
+            raise Problem("invalid", "there is no retry to wait for", field=f"{path}retry_after_seconds")
         error = None if self.error is None else JobError(self.error.type, self.error.message)
         return FailClaim(queue, id_, self.token, None, error, self.retry, self.retry_after_seconds)
 
@@ -259,7 +290,7 @@ class ExtendBody(ClaimBody, frozen=True, kw_only=True):
     """A job that takes longer."""
 
     lease_seconds: Lease | None = None
-    progress: Raw = Raw()
+    progress: Content = Raw()
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ExtendClaim:
         """See `ClaimBody.claim`."""
@@ -271,7 +302,20 @@ class ExtendBody(ClaimBody, frozen=True, kw_only=True):
 class ReleaseBody(ClaimBody, frozen=True, kw_only=True):
     """A job that is given back."""
 
-    delay_seconds: Seconds = 0.0
+    delay_seconds: Delay = 0.0
+
+    def check_take_back(self) -> None:
+        """Refuse what only the holder may say, where no token is shown.
+
+        Raises:
+            Problem: It is said.
+        """
+        if self.delay_seconds > 0:
+            raise Problem(
+                "invalid", "a job that is taken back without its token keeps its place", field="delay_seconds"
+            )
+        if getattr(self, "dequeue", None) is not None:
+            raise Problem("invalid", "a dequeue goes with a job that is released by token", field="token")
 
     def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ReleaseClaim:
         """See `ClaimBody.claim`."""
@@ -287,8 +331,8 @@ class PolicyBody(Body, frozen=True):
     retry: RetryBody | UnsetType = UNSET
     lease_seconds: Lease | UnsetType | None = UNSET
     ttl_seconds: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | UnsetType | None = UNSET
-    queued_jobs_max: Annotated[int, Meta(ge=0, le=100000000)] | UnsetType | None = UNSET
-    in_progress_max: Annotated[int, Meta(ge=1, le=100000000)] | UnsetType | None = UNSET
+    queued_jobs_max: Annotated[int, Meta(ge=0, le=100_000_000)] | UnsetType | None = UNSET
+    in_progress_max: Annotated[int, Meta(ge=1, le=100_000_000)] | UnsetType | None = UNSET
     run_seconds_max: Annotated[float, Meta(gt=0, le=SECONDS_MAX)] | UnsetType | None = UNSET
     oldest_every: Annotated[int, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
     retention_seconds: Seconds | UnsetType | None = UNSET
@@ -313,34 +357,8 @@ class PolicyBody(Body, frozen=True):
         return replace(first, **facts)
 
 
-class FilterBody(Body, frozen=True, kw_only=True):
-    """Which jobs a bulk request means: all conditions that are given must hold."""
-
-    state: JobState | list[JobState] | None = None
-    type: Type | None = None
-    consumer: Name | None = None
-    error: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
-    since: Moment | None = None
-    dry_run: bool = False
-
-    def where(self) -> JobFilter:
-        """The filter in the core's words."""
-        states = [self.state] if isinstance(self.state, JobState) else self.state or []
-        since = None if self.since is None else self.since.timestamp()
-        return JobFilter(frozenset(states), self.type, self.consumer, self.error, since)
-
-
-class RedriveBody(FilterBody, frozen=True, kw_only=True):
-    """A redrive of many jobs, at a rate if one is given."""
-
-    per_second: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
-
-
-class ReleaseManyBody(FilterBody, frozen=True, kw_only=True):
-    """Worker's release of many jobs (`jobs`), or the operator's of all that match the filter."""
-
-    jobs: Annotated[list[ReleaseBody], Meta(min_length=1)] | None = None
-    dequeue: DequeueNextBody | None = None
+def _queues(named: str | list[str]) -> str | tuple[str, ...]:
+    return named if isinstance(named, str) else tuple(named)
 
 
 def check_batch(jobs: Sequence[object], settings: Settings) -> None:

@@ -8,7 +8,7 @@ served here, by one task that does one thing after the other:
 So nothing runs beside a request, no task is started or cancelled for one, and the order of the code is the order of
 events. Rules for editors:
 
-1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_write` and `_refuse`.
+1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_receive_chunk`, `_write` and `_linger`.
 2. A drain, or the limit of connections, cuts short only the wait for a request: that has cost the client nothing.
 3. What a connection raises ends that connection alone. It is logged with its traceback, never lost.
 4. A `Problem` raised before the answer has begun is the answer, and the last one: what the client sends after it could
@@ -17,12 +17,12 @@ events. Rules for editors:
 """
 
 import logging
+import re
 import socket
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Any
@@ -31,12 +31,11 @@ import h11
 import trio
 from hypercorn import typing as asgi
 from hypercorn.config import Config
-from hypercorn.trio import run as seam
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import parse_socket_addr
 
 from queue_actor.settings import KIB, Settings
-from web.heads import HEAD_BYTES_MAX, read_head
+from web.heads import HEAD_BYTES_MAX, is_stream, read_head
 from web.problems import Problem
 
 # From the connect, or from the first byte of a later request, to the end of its headers.
@@ -51,14 +50,15 @@ SEND_BYTES = 64 * KIB
 LINGER_SECONDS = 2.0
 # For a vanished peer to acknowledge what the kernel took from us, which no send waits for. Linux only.
 UNACKNOWLEDGED_SECONDS = 30
-# An exit takes at most these 4 of its 5 seconds here: for requests under way, and for the application's lifespan.
-GRACEFUL_SECONDS = 3.0
-LIFESPAN_SECONDS = 1.0
 
-BACKLOG = 1024
-READ_BYTES = 64 * KIB
+# A hostile body, a chunk for each byte, takes h11 20 ms a read: nobody else is served meanwhile.
+READ_BYTES = 16 * KIB
+# What h11 quotes in its errors. It may be the line with a token.
+QUOTED = re.compile(r":? (?:bytearray\()?b['\"].*", re.DOTALL)
 # Connections above the limit that are told so at a time; further ones are closed without a word.
 REFUSED_MAX = 100
+
+_CONTINUE = h11.InformationalResponse(status_code=100, headers=[])
 
 # The ASGI extension by which a connection offers the application `cancel_when_gone`.
 EXTENSION = "web.connections"
@@ -73,7 +73,7 @@ class HungUp(Exception):
 class Connections(EventWrapper):
     """The open connections of one server, their limit, and the event that ends them.
 
-    `len()` is how many count towards the limit. Each connection puts this in the place of Hypercorn's `terminated`.
+    `len()` is how many count towards the limit. Hypercorn sets the event: each connection puts it where that is kept.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -83,6 +83,8 @@ class Connections(EventWrapper):
         self.refused: set[Connection] = set()
         # Those between two requests, the longest idle first.
         self.idle: dict[Connection, None] = {}
+        # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
+        self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
 
     def __len__(self) -> int:
         return len(self.admitted)
@@ -134,8 +136,8 @@ class Connection:
     client: tuple[str, int] | None = None
     server: tuple[str, int] | None = None
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
-    # The wait that `finish` cuts short.
-    wait: trio.CancelScope | None = None
+    # The latest wait that `finish` may cut short; if it is over, that has no effect.
+    wait: trio.CancelScope = field(default_factory=trio.CancelScope)
     # The answer under way, or the next, is the last.
     finishing: bool = False
     gone: bool = False
@@ -144,7 +146,9 @@ class Connection:
     # Of the request under way, and of its answer.
     method: str = ""
     path: str = ""
+    request_id: str = ""
     body: bytes | None = None
+    streaming: bool = False  # the application reads the body as it comes, and has not read all of it
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
     begun: bool = False
@@ -174,8 +178,7 @@ class Connection:
         The deadline passes only after the kernel has been asked once more: a request that is there already is served.
         """
         self.finishing = True
-        if self.wait is not None:
-            self.wait.deadline = trio.current_time()
+        self.wait.deadline = trio.current_time()
 
     async def _serve(self) -> None:
         try:
@@ -183,15 +186,19 @@ class Connection:
             self.connections.admit(self)
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
+                self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
                 scope = read_head(request, client=self.client, server=self.server)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
-                self.body = await self._read_body(request)
+                self.streaming = is_stream(scope)
+                self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
+                if self.streaming:
+                    await self._linger()
                 if self.http.our_state is not h11.DONE:
                     break
                 self.http.start_next_cycle()
-                self.method, self.path, self.begun = "", "", False
+                self.method, self.path, self.request_id, self.begun = "", "", "", False
         except Problem as problem:
             await self._refuse(problem)
 
@@ -217,7 +224,6 @@ class Connection:
                     del self.connections.idle[self]
                     self.wait.deadline = trio.current_time() + FIRST_REQUEST_SECONDS
                 await self._feed()
-        self.wait = None
         self.connections.idle.pop(self, None)
         if isinstance(event, h11.Request):
             self.served = True
@@ -245,7 +251,7 @@ class Connection:
                     raise Problem("too_large", too_large)
                 continue
             if self.http.they_are_waiting_for_100_continue:
-                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                await self._write(self.http.send(_CONTINUE))
             with trio.move_on_at(started + BODY_SECONDS + len(body) / BODY_BYTES_PER_SECOND) as wait:
                 await self._feed()
             if wait.cancelled_caught:
@@ -263,7 +269,7 @@ class Connection:
             if self._unanswered() and not self.gone:
                 raise RuntimeError("the application returned without a whole answer")  # noqa: TRY301 - it failed, too
         except Exception as error:
-            if self.begun or self.gone:
+            if self.begun:
                 raise
             self._log(error)
             raise Problem("internal", "The server failed to answer; its log says why.") from error
@@ -276,18 +282,43 @@ class Connection:
         if self.body is not None:
             body, self.body = self.body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        if self.streaming:
+            return await self._receive_chunk()
+        await self._listen()
+        return {"type": "http.disconnect"}
+
+    async def _receive_chunk(self) -> asgi.ASGIReceiveEvent:
+        """The next piece of a body that is read as it comes; nothing is read ahead, so the client feels it.
+
+        Raises:
+            Problem: `request_timeout`, or `malformed` chunks.
+        """
+        while not isinstance(event := self._next_event(), h11.Data):
+            if isinstance(event, h11.EndOfMessage):
+                self.streaming = False
+                return {"type": "http.request", "body": b"", "more_body": False}
+            if self.http.they_are_waiting_for_100_continue:
+                await self._write(self.http.send(_CONTINUE))
+            with trio.move_on_after(BODY_SECONDS) as wait:
+                await self._feed()
+            if wait.cancelled_caught:
+                raise Problem("request_timeout", "The body came too slowly.")
+        return {"type": "http.request", "body": bytes(event.data), "more_body": True}
+
+    async def _listen(self) -> None:
+        """Until the client closes its side or resets, or has its whole answer."""
         while self._unanswered() and not self.gone:
             # What a client sends ahead is kept, but not without bound: from here on nobody listens to this one.
             if len(self.http.trailing_data[0]) > HEAD_BYTES_MAX:
                 await trio.sleep_forever()
             with suppress(HungUp):
                 await self._feed()
-        return {"type": "http.disconnect"}
 
     async def _cancel_when_gone(self) -> None:
-        """Ends the connection, and with it the handler, once the client closes its side or resets."""
-        await self._receive()
-        self.life.cancel()
+        """Ends the connection, and with it the handler, if the client leaves before it has its whole answer."""
+        await self._listen()
+        if self.gone:
+            self.life.cancel()
 
     async def _send(self, message: asgi.ASGISendEvent) -> None:
         """The application's `send`.
@@ -301,11 +332,15 @@ class Connection:
             if any(name.lower() == b"content-length" for name, _ in message["headers"]):
                 return
         if self.head is not None:
+            if self.streaming and self.http.they_are_waiting_for_100_continue and self.head["status"] == HTTPStatus.OK:
+                # The answer begins before the body is read. RFC 9110, section 10.1.1: a final status alone would say
+                # that the body is not wanted.
+                pieces.append(self.http.send(_CONTINUE))
             pieces.append(self.http.send(self._response(self.head)))
             self.head = None
         if message["type"] == "http.response.body":
-            if message["body"] and not self.bodiless:
-                pieces.append(self.http.send(h11.Data(data=message["body"])))
+            if (body := message.get("body", b"")) and not self.bodiless:
+                pieces.append(self.http.send(h11.Data(data=body)))
             if not message.get("more_body", False):
                 pieces.append(self.http.send(h11.EndOfMessage()))
         if data := b"".join(pieces):
@@ -314,24 +349,35 @@ class Connection:
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]
-        if self.finishing:
-            headers.append((b"connection", b"close"))
-        if head["status"] == HTTPStatus.NO_CONTENT:  # RFC 9110, section 8.6: no length, not even zero
+        if self.finishing or self.streaming:  # which the application may have said already
+            headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), (b"connection", b"close")]
+        self.bodiless = head["status"] in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+        if self.bodiless:  # RFC 9110, section 8.6: no length either, not even zero
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
-        self.bodiless = self.method == "HEAD" or head["status"] in {204, 304}
+        self.bodiless |= self.method == "HEAD"
         return h11.Response(status_code=head["status"], headers=headers)
 
     async def _refuse(self, problem: Problem) -> None:
         """Answers, and logs, in the application's place, for the last time: by hand, as h11 is mute after an error."""
-        if self.begun:
-            raise problem
-        facts = {"client": self.client and self.client[0], "method": self.method, "path": self.path}
-        logger.info("refused", extra={"facts": {**facts, "status": problem.status, "code": problem.code}})
+        identity = self.connections.identify(self.request_id)
+        facts = {
+            "request_id": identity.get("X-Request-Id"),
+            "client": self.client and self.client[0],
+            "method": self.method,
+            "path": self.path,
+            "status": problem.status,
+            "code": problem.code,
+        }
+        logger.info("refused", extra={"facts": facts})
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in problem.headers.items()]
+        lines += [f"{name}: {value}" for name, value in {**problem.headers, **identity}.items()]
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
         lines += [f"Content-Length: {len(problem.body)}", "Connection: close", "", ""]
         await self._write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else problem.body))
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Lets a client that was answered before it had sent all send a little more, and read its answer."""
         with trio.move_on_after(LINGER_SECONDS) as self.wait, suppress(trio.BrokenResourceError):
             await self.stream.send_eof()
             while await self.stream.receive_some(READ_BYTES):
@@ -342,7 +388,7 @@ class Connection:
             return self.http.next_event()
         except h11.RemoteProtocolError as error:
             code = {431: "headers_too_large", 501: "not_implemented"}.get(error.error_status_hint, "malformed")
-            raise Problem(code, f"This is not HTTP/1.1: {error}.") from error
+            raise Problem(code, f"This is not HTTP/1.1: {QUOTED.sub('', str(error))}.") from error
 
     async def _feed(self) -> None:
         """Waits for more from the client, and hands it to h11."""
@@ -357,10 +403,14 @@ class Connection:
     async def _write(self, data: bytes) -> None:
         """Sends all of it, for as long as the client goes on reading."""
         for start in range(0, len(data), SEND_BYTES):
-            self.gone = True  # also for an application that catches its own cancellation in the middle of this
-            with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
-                await self.stream.send_all(data[start : start + SEND_BYTES])
-                self.gone = False
+            sent = False
+            try:
+                with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
+                    if not self.gone:
+                        await self.stream.send_all(data[start : start + SEND_BYTES])
+                        sent = True
+            finally:  # also if the application cancels its send: nobody knows how much has left, so nothing may follow
+                self.gone |= not sent
             if self.gone:
                 raise HungUp
 
@@ -368,29 +418,3 @@ class Connection:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
         names = ", ".join(type(each).__name__ for each in errors)
         logger.error("connection of %s failed: %s", self.client, names, exc_info=error)
-
-
-@contextmanager
-def installed(settings: Settings) -> Iterator[Connections]:
-    """Makes `hypercorn.trio.serve` use these connections for as long as the block lasts, and yields them."""
-    connections = Connections(settings)
-    names = vars(seam)
-    stock = names["TCPServer"]
-    names["TCPServer"] = partial(Connection, connections)
-    try:
-        yield connections
-    finally:
-        names["TCPServer"] = stock
-
-
-def make_config(settings: Settings) -> Config:
-    """What `hypercorn.trio.serve` has to be told."""
-    config = Config()
-    config.bind = [settings.bind]
-    config.backlog = BACKLOG
-    config.graceful_timeout = GRACEFUL_SECONDS
-    config.shutdown_timeout = LIFESPAN_SECONDS
-    config.include_server_header = False
-    config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    return config

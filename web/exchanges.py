@@ -15,6 +15,7 @@ from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from web.connections import EXTENSION
+from web.heads import is_stream
 
 
 class Exchange(TrioASGIHTTPConnection):
@@ -27,13 +28,17 @@ class Exchange(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The application's part of ASGI: returns when the answer is sent, or the client gone."""
         request = self._create_request_from_scope(send)
+        if is_stream(self.scope):
+            self.scope["extensions"].setdefault(EXTENSION, {})["receive"] = receive
+            await self._send_response(send, await self.app.handle_request(request))
+            return
         more = True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 return
-            request.body.append(message["body"])
-            more = message["more_body"]
+            request.body.append(message.get("body", b""))
+            more = message.get("more_body", False)
         request.body.set_complete()
         response = await self.app.handle_request(request)
         if isinstance(response, Response) and not isinstance(response.response, DataBody):
@@ -43,12 +48,34 @@ class Exchange(TrioASGIHTTPConnection):
             await self._send_response(send, response)
 
 
+class BodyStream:
+    """The body of a stream, piece by piece as it is asked for: what is not asked for is not read."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive: ASGIReceiveCallable = request.scope["extensions"][EXTENSION]["receive"]
+        self._more = True
+
+    async def piece(self) -> bytes | None:
+        """The next piece, or None at the end. Cancelled, it has taken nothing.
+
+        Raises:
+            Problem: The client sends too slowly, or not HTTP.
+        """
+        if not self._more:
+            return None
+        message = await self._receive()
+        if message["type"] != "http.request":
+            return None
+        self._more = message.get("more_body", False)
+        return message.get("body", b"") if self._more else None
+
+
 @asynccontextmanager
 async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
     """Cancels the handler, not only the block, when the client closes its side or resets the connection in the block.
 
     A half-closed connection counts as closed, so a client that waits must keep its sending side open. One that sends
-    16 KiB of further requests ahead is not listened to any more.
+    16 KiB of further requests ahead is not listened to any more. Such blocks do not nest: one task listens at a time.
     """
     cancel_when_gone = request.scope["extensions"].get(EXTENSION, {}).get("cancel_when_gone", trio.sleep_forever)
     try:

@@ -6,15 +6,20 @@ from itertools import chain
 from urllib.parse import unquote, urlsplit
 
 import h11
-from hypercorn.typing import ConnectionState, HTTPScope
+from hypercorn.typing import ConnectionState, HTTPScope, WebsocketScope
 
 from queue_actor.settings import KIB
 from web.problems import Problem
 
 HEAD_BYTES_MAX = 16 * KIB
 
+NDJSON = b"application/x-ndjson"
+
 # h11 lets these pass in field values, as cookies in the wild hold some; in a log or a terminal they do harm.
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+# Within a segment it is a character like any other: decoded, it would end the segment (RFC 3986, section 2.2).
+ENCODED_SLASH = re.compile("%2F", re.IGNORECASE)
 
 
 def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: tuple[str, int] | None) -> HTTPScope:
@@ -47,7 +52,7 @@ def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: t
         "http_version": request.http_version.decode(),
         "method": request.method.decode(),
         "scheme": "http",
-        "path": unquote(path.decode()),
+        "path": unquote(ENCODED_SLASH.sub("%252F", path.decode())),
         "raw_path": path,
         "query_string": query,
         "root_path": "",
@@ -57,6 +62,12 @@ def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: t
         "state": ConnectionState({}),
         "extensions": {},
     }
+
+
+def is_stream(scope: HTTPScope | WebsocketScope) -> bool:
+    """Whether the body is a stream of lines, of any length, that the application reads as it comes."""
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    return bool(types) and types[0].partition(b";")[0].strip().lower() == NDJSON
 
 
 def _absolute(target: bytes) -> tuple[bytes, bytes, bytes]:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, defstruct
+from msgspec import defstruct
 from quart import Blueprint, request
 
 from queue_actor.commands import (
@@ -18,7 +18,6 @@ from queue_actor.commands import (
     Enqueue,
     Extend,
     Fail,
-    IdempotencyKey,
     Release,
     Results,
     TakeBack,
@@ -39,15 +38,18 @@ from web.bodies import (
     ExtendBody,
     FailBody,
     ReleaseBody,
-    ReleaseManyBody,
     check_batch,
 )
-from web.exchanges import cancelled_by_disconnect
+from web.exchanges import BodyStream, cancelled_by_disconnect
+from web.fields import BATCH
+from web.filters import ReleaseManyBody
+from web.heads import is_stream
 from web.problems import Problem
 from web.queues import bulk
 from web.replies import Reply, reply
 from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
-from web.views import ResultsView, ResultView, enqueued_view, error_view, leases_view, result_view
+from web.streams import enqueue_stream
+from web.views import ResultsView, ResultView, dequeued_view, enqueued_view, error_view, leases_view, result_view
 
 VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
     "conclude": (ConcludeBody, Conclude),
@@ -57,8 +59,14 @@ VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Result
 }
 """The verbs of those who hold a lease: what they send, and the command it becomes."""
 
+STREAM_ENDPOINT = "jobs.enqueue"
+"""The only route that takes a stream of lines."""
+
 RIDDEN = frozenset({"conclude", "fail", "release"})
 """The verbs that may carry a dequeue, answered in the same round trip."""
+
+NOT_STORED = {"Cache-Control": "no-store"}
+"""Of answers that may hold tokens."""
 
 _encode = msgspec.json.encode
 
@@ -78,7 +86,7 @@ MANY = {
     verb: msgspec.json.Decoder(
         defstruct(
             f"Many_{verb}",
-            [("jobs", Annotated[list[body], Meta(min_length=1)]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
+            [("jobs", Annotated[list[body], BATCH]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
             bases=(Body,),
             frozen=True,
             kw_only=True,
@@ -104,15 +112,28 @@ class Holders:
         async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
             return await self.engine.execute(command)
 
-    async def ride(self, body: Any, queue: str | None, key: IdempotencyKey | None) -> Dequeued | None:
-        """Carry out the dequeue that came with another verb, if one did."""
+    def ride(self, body: Any, data: bytes, queue: str | None) -> Dequeue | None:
+        """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
+
+        Raises:
+            Problem: It is out of bounds.
+        """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
         if wanted is None:
             return None
-        from_queue = wanted.queue or queue
-        if from_queue is None:
-            raise Problem("invalid", "the queue to dequeue from is not named", field="dequeue.queue")
-        return await self.dequeue(wanted.dequeue(from_queue, self.settings, key=key, path="dequeue."))
+        source = wanted.source(queue, "dequeue.")
+        key = idempotency_key(request.headers, data, request.path)
+        return wanted.dequeue(source, self.settings, key=key, path="dequeue.")
+
+    async def dequeue_next(self, ride: Dequeue | None) -> Dequeued | QueueError | None:
+        """Carry out the dequeue that came with another verb.
+
+        The verb is done, and its caller must hear that even if this is refused: so a refusal is an answer here.
+        """
+        try:
+            return None if ride is None else await self.dequeue(ride)
+        except QueueError as refusal:
+            return refusal.with_traceback(None)
 
     def claims(self, bodies: Sequence[ClaimBody], queue: str | None) -> list[Claim]:
         """The claims of a request about many jobs.
@@ -124,8 +145,8 @@ class Holders:
         claims = []
         for n, body in enumerate(bodies):
             path = f"jobs[{n}]."
-            if queue is not None and body.queue not in {None, queue}:
-                raise Problem("invalid", "the path names another queue", field=f"{path}queue")
+            if queue is not None:
+                body.check_path(queue, path=path)
             named = queue or body.queue
             for field, value in (("queue", named), ("id", body.id), ("token", body.token)):
                 if value is None:
@@ -142,9 +163,12 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
     @routes.post("/queues/<queue>/enqueue")
     async def enqueue(queue: str) -> Reply:
         refuse_query(request)
-        name, data = queue_name(queue), await body_of_request()
+        name = queue_name(queue)
+        if is_stream(request.scope):
+            return enqueue_stream(engine, settings, name, BodyStream(request))
+        data = await body_of_request()
         new = decode(ENQUEUE, data).new_jobs(settings)
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/enqueue")
+        key = idempotency_key(request.headers, data, request.path)
         enqueued = await engine.execute(Enqueue(name, new, key))
         facts = {"queue": name, "jobs": len(enqueued.jobs)}
         return reply(_encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": "memory"}, facts=facts)
@@ -153,8 +177,8 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
     async def dequeue(queue: str) -> Reply:
         refuse_query(request)
         name, data = queue_name(queue), await body_of_request()
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/dequeue")
-        command = decode(DEQUEUE, data or b"{}").dequeue(name, settings, key=key)
+        key = idempotency_key(request.headers, data, request.path)
+        command = decode(DEQUEUE, data).dequeue(name, settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
     @routes.post("/dequeue")
@@ -162,9 +186,8 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         refuse_query(request)
         data = await body_of_request()
         body = decode(DEQUEUE_MANY, data)
-        key = idempotency_key(request.headers, data, "/v1/dequeue")
-        queues = body.queues if isinstance(body.queues, str) else tuple(body.queues)
-        command = body.dequeue(queues, settings, key=key)
+        key = idempotency_key(request.headers, data, request.path)
+        command = body.dequeue(body.source(), settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
     for verb in VERBS:
@@ -181,20 +204,21 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
     async def handler(queue: str, id_: str) -> Reply:
         refuse_query(request)
         name, number, data = queue_name(queue), job_id(id_), await body_of_request()
-        body: Any = decode(ONE[verb], data or b"{}")
-        if body.id not in {None, number} or body.queue not in {None, name}:
-            raise Problem("invalid", "the path names another job", field="id")
-        if body.token is None and verb != "release":
-            raise Problem("invalid", "token is missing", field="token")
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/jobs/{number}/{verb}")
-        claim = body.claim(name, number, holders.settings, "")
+        body: Any = decode(ONE[verb], data)
+        body.check_path(name, number)
+        if body.token is None:
+            if verb != "release":
+                raise Problem("invalid", "token is missing", field="token")
+            body.check_take_back()
+        claim, ride = body.claim(name, number, holders.settings, ""), holders.ride(body, data, name)
         if body.token is None:
             job = (await holders.engine.execute(TakeBack(name, [number]))).single()
             audit("release", queue=name, job=number)
         else:
             job = (await holders.engine.execute(make([claim]))).single()
-        view = result_view(job, extended=verb == "extend", dequeued=await holders.ride(body, name, key))
-        return reply(_encode(view), facts={"queue": name, "job": number, "state": job.state, "consumer": job.consumer})
+        view = result_view(job, extended=verb == "extend", dequeued=await holders.dequeue_next(ride))
+        facts = {"queue": name, "job": number, "state": job.state, "consumer": job.consumer}
+        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
 
     return handler
 
@@ -209,29 +233,27 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
         body: Any
         if verb == "release" and name is not None:
             body = decode(RELEASE_MANY, data)
+            body.check()
             if body.jobs is None:
-                return await take_back(holders.engine, name, body)
+                return await bulk(holders.engine, name, BulkVerb.RELEASE, body)
         else:
             body = decode(MANY[verb], data)
-        claims = holders.claims(body.jobs, name)
-        key = idempotency_key(request.headers, data, f"/v1/queues/{name}/{verb}")
+        claims, ride = holders.claims(body.jobs, name), holders.ride(body, data, name)
         results = (await holders.engine.execute(make(claims))).jobs
-        dequeued = await holders.ride(body, name, key)
+        dequeued = await holders.dequeue_next(ride)
         view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
-        return reply(_encode(view), facts={"queue": name, "jobs": len(claims), "errors": view.errors})
+        facts = {"queue": name, "jobs": len(claims), "errors": view.errors}
+        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
 
     return handler
 
 
-async def take_back(engine: Engine, name: str, body: ReleaseManyBody) -> Reply:
-    """The operator's release of all jobs that a consumer holds."""
-    if body.consumer is None:
-        raise Problem("invalid", "neither jobs nor a consumer is named", field="consumer")
-    return await bulk(engine, name, BulkVerb.RELEASE, body)
-
-
 def results_view(
-    claims: Sequence[Claim], results: Sequence[Job | QueueError], *, extended: bool, dequeued: Dequeued | None
+    claims: Sequence[Claim],
+    results: Sequence[Job | QueueError],
+    *,
+    extended: bool,
+    dequeued: Dequeued | QueueError | None,
 ) -> ResultsView:
     """The answer to a verb for many jobs."""
     views = [
@@ -241,7 +263,7 @@ def results_view(
         for claim, result in zip(claims, results, strict=True)
     ]
     errors = sum(isinstance(result, QueueError) for result in results)
-    return ResultsView(views, errors, UNSET if dequeued is None else leases_view(dequeued.leases))
+    return ResultsView(views, errors, dequeued_view(dequeued))
 
 
 def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
@@ -252,4 +274,4 @@ def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
         "jobs": len(dequeued.leases),
         "ids": [lease.job.id for lease in dequeued.leases[:10]],
     }
-    return reply(_encode(leases_view(dequeued.leases)), headers={"Cache-Control": "no-store"}, facts=facts)
+    return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts)

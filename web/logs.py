@@ -15,7 +15,7 @@ from typing import Any
 from queue_actor.settings import Settings
 
 TEXT_CHARACTERS_MAX = 500
-"""Longer texts from outside are cut in a log line."""
+"""Longer texts are cut in a log line, but for a traceback."""
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -23,14 +23,19 @@ def facts_of(record: logging.LogRecord) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": record.levelname.lower(),
-        "event": record.getMessage(),
+        "event": _short(record.getMessage()),
     }
-    facts.update(getattr(record, "facts", {}))
+    facts.update((name, _short(value)) for name, value in getattr(record, "facts", {}).items())
     if record.name != "web":
         facts["logger"] = record.name
     if record.exc_info:
         facts["traceback"] = "".join(traceback.format_exception(*record.exc_info))
     return facts
+
+
+def _short(value: Any) -> Any:
+    too_long = isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX
+    return f"{value[:TEXT_CHARACTERS_MAX]}..." if too_long else value
 
 
 def _plain(text: str) -> str:
@@ -54,7 +59,7 @@ class TextFormatter(logging.Formatter):
         trace = facts.pop("traceback", "")
         head = f"{facts.pop('time')} {facts.pop('level'):7} {json.dumps(facts.pop('event'))[1:-1]}"
         line = " ".join([head, *(f"{name}={json.dumps(value, default=str)}" for name, value in facts.items())])
-        return _plain(line) + "".join(f"\n    {json.dumps(row)[1:-1]}" for row in trace.splitlines())
+        return "\n    ".join(_plain(row) for row in (line, *(json.dumps(row)[1:-1] for row in trace.splitlines())))
 
 
 def set_up_logging(settings: Settings) -> None:

@@ -40,6 +40,7 @@ PROBLEMS: dict[str, Kind] = {
     "method_not_allowed": Kind(405, "never"),
     "request_timeout": Kind(408, "repeat"),
     "too_large": Kind(413, "never"),
+    "unsupported_media_type": Kind(415, "never"),
     "headers_too_large": Kind(431, "never"),
     "internal": Kind(500, "repeat"),
     "not_implemented": Kind(501, "never"),
@@ -56,7 +57,7 @@ PROBLEMS: dict[str, Kind] = {
     "already_finished": Kind(409, "drop"),
     "not_waiting": Kind(409, "never"),
     "not_finished": Kind(409, "never"),
-    "run_too_long": Kind(409, "drop"),
+    "run_too_long": Kind(409, "never"),
     "unique_key_taken": Kind(409, "never"),
     "queue_full": Kind(429, "later", retry_after_seconds=1),
     "memory_full": Kind(429, "later", retry_after_seconds=1),
@@ -90,6 +91,8 @@ class Problem(Exception):
         super().__init__(detail)
         kind = PROBLEMS[code]
         self.code = code
+        self.detail = detail
+        self.field = field
         self.status = kind.status
         self.headers = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
         if kind.retry_after_seconds is not None:

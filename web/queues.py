@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from quart import Blueprint, request
 
 from queue_actor.commands import (
@@ -23,12 +24,12 @@ from queue_actor.commands import (
     SetPolicy,
 )
 from queue_actor.engine import Engine, execute_in_slices
-from queue_actor.jobs import DEFAULT_QUEUE, DEFAULT_QUEUE_POLICY, FINISHED, FIRST_POLICY, JobState
+from queue_actor.jobs import FINISHED, JobState, first_policy
 from queue_actor.settings import Settings
 from web.audit import audit
-from web.bodies import FilterBody, PolicyBody, RedriveBody
+from web.bodies import Body, PolicyBody
 from web.exchanges import cancelled_by_disconnect
-from web.problems import Problem
+from web.filters import FilterBody, PurgeBody, RedriveBody
 from web.replies import Reply, reply
 from web.schemas import (
     body_of_request,
@@ -47,8 +48,10 @@ PAGE_MAX = 1_000
 PAGE = 100
 
 POLICY = msgspec.json.Decoder(PolicyBody)
-FILTER = msgspec.json.Decoder(FilterBody)
+PURGE = msgspec.json.Decoder(PurgeBody)
 REDRIVE = msgspec.json.Decoder(RedriveBody)
+NOTHING = msgspec.json.Decoder(Body)
+"""Of requests that say it all by their path: a key that is not known might mean what is not done."""
 
 _encode = msgspec.json.encode
 
@@ -93,7 +96,9 @@ class Desk:
         refuse_query(request, "prefix", "cursor", "limit")
         query = request.args
         command = ListQueues(
-            query.get("prefix", ""), query.get("cursor", ""), limited(query.get("limit"), PAGE, PAGE_MAX, "limit")
+            "" if "prefix" not in query else queue_name(query["prefix"], "prefix"),
+            "" if "cursor" not in query else queue_name(query["cursor"], "cursor"),
+            limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
         )
         found = await self.engine.execute(command)
         documents = [queue_document(view, self.engine.waiting(view.name)) for view in found.queues]
@@ -108,11 +113,10 @@ class Desk:
         """Give a queue its policy."""
         refuse_query(request)
         name = queue_name(queue)
-        body = decode(POLICY, await body_of_request() or b"{}")
-        policy = body.policy(DEFAULT_QUEUE_POLICY if name == DEFAULT_QUEUE else FIRST_POLICY, self.settings)
-        view = await self.engine.execute(SetPolicy(name, policy))
-        if isinstance(body.paused, bool):
-            view = await self.engine.execute(Pause(name, body.paused))
+        body = decode(POLICY, await body_of_request())
+        policy = body.policy(first_policy(name), self.settings)
+        paused = None if body.paused is UNSET else body.paused
+        view = await self.engine.execute(SetPolicy(name, policy, paused))
         audit("policy", queue=name, policy=msgspec.to_builtins(policy), paused=view.paused)
         return self._show(view)
 
@@ -120,6 +124,7 @@ class Desk:
         """Delete a queue that holds no unfinished jobs."""
         refuse_query(request)
         name = queue_name(queue)
+        decode(NOTHING, await body_of_request())
         view = await self.engine.execute(ReadQueue(name))
         if view.exists and not any(view.counts[state] for state in JobState if state not in FINISHED):
             await execute_in_slices(self.engine, Bulk(name, BulkVerb.PURGE, JobFilter(FINISHED)))
@@ -137,20 +142,21 @@ class Desk:
 
     async def _set_paused(self, name: str, *, paused: bool) -> Reply:
         refuse_query(request)
+        decode(NOTHING, await body_of_request())
         view = await self.engine.execute(Pause(name, paused))
         audit("pause" if paused else "resume", queue=name)
         return self._show(view)
 
     async def purge(self, queue: str) -> Reply:
         """Forget all jobs that match, but those in progress."""
-        body = decode(FILTER, await body_of_request() or b"{}")
-        if body.state is None:
-            raise Problem("invalid", "state is missing: a purge names what it forgets", field="state")
+        refuse_query(request)
+        body = decode(PURGE, await body_of_request())
         return await bulk(self.engine, queue, BulkVerb.PURGE, body)
 
     async def redrive(self, queue: str) -> Reply:
         """Queue all dead or cancelled jobs that match again."""
-        body = decode(REDRIVE, await body_of_request() or b"{}")
+        refuse_query(request)
+        body = decode(REDRIVE, await body_of_request())
         return await bulk(self.engine, queue, BulkVerb.REDRIVE, body, per_second=body.per_second)
 
     async def search(self, queue: str) -> Reply:
@@ -164,7 +170,7 @@ class Desk:
             limit=limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
             after_id=None if "cursor" not in query else job_id(query["cursor"], field="cursor"),
         )
-        content = one_of(query.get("include"), ("", "content"), "include") == "content"
+        content = "include" in query and one_of(query["include"], ("content",), "include") == "content"
         found = await self.engine.execute(command)
         views = [job_view(job, content=content) for job in found.jobs]
         return reply(_encode(JobsView(views, None if found.next_after is None else str(found.next_after))))
@@ -202,6 +208,7 @@ class Desk:
     async def _by_id(self, verb: str, command: Any, queue: str, id_: str) -> Reply:
         refuse_query(request)
         name, number = queue_name(queue), job_id(id_)
+        decode(NOTHING, await body_of_request())
         job = (await self.engine.execute(command(name, [number]))).single()
         audit(verb, queue=name, job=number)
         return reply(_encode(result_view(job)), facts={"queue": name, "job": number, "state": job.state})
@@ -211,7 +218,6 @@ async def bulk(
     engine: Engine, queue: str, verb: BulkVerb, body: FilterBody, *, per_second: float | None = None
 ) -> Reply:
     """Carry out one verb on all jobs that match: how many, and how many could not be done."""
-    refuse_query(request)
     name = queue_name(queue)
     command = Bulk(name, verb, body.where(), dry_run=body.dry_run, per_second=per_second)
     done = await execute_in_slices(engine, command)

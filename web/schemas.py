@@ -26,13 +26,18 @@ NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 QUEUE_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\Z"
 Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
 CONSUMER_CHARACTERS_MAX = 200
+TEXT_CHARACTERS_MAX = 200
 KEY_CHARACTERS_MAX = 200
+REPEATED_CHARACTERS_MAX = 200  # of a request in its refusal
 
-_PATH = re.compile(r" - at `\$\.?(.*)`\Z")
+# Where in a body msgspec found what it complains of: behind " - at ".
+_PLACE = re.compile(r"\A(?:`key` in )?`\$\.?(?P<path>[^`]*)`\Z")
+_KEY = re.compile(r"\AObject (?:contains unknown|missing required) field `(?P<key>.*)`\Z", re.DOTALL)
 _ID = re.compile(r"\A(0|[1-9][0-9]{0,15})\Z")
 _SECONDS = re.compile(r"\A[0-9]{1,10}(\.[0-9]{1,9})?\Z")
 _QUEUE = re.compile(QUEUE_NAME)
 _CONSUMER = re.compile(NO_CONTROLS)
+_ANY = re.compile("")
 
 # nginx and others drop names with underscores, so the classic name has two aliases that pass everywhere.
 CONSUMER_HEADERS = ("QUEUE_CONSUMER", "Queue-Consumer", "X-Queue-Consumer")
@@ -90,19 +95,24 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         body.decode()
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        message = str(error)
-        where = _PATH.search(message)
-        field = where[1] if where else None
-        missing = re.search(r"missing required field `(.*?)`", message)
-        if missing:
-            field = f"{field}.{missing[1]}" if field else missing[1]
-        raise Problem("invalid", _PATH.sub("", message), field=field) from error
+        raise _invalid(str(error)) from error
     except UnicodeDecodeError as error:
         raise Problem("malformed", f"the body is not UTF-8 at byte {error.start}", field="body") from error
     except RecursionError as error:
         raise Problem("malformed", "the body is nested too deeply", field="body") from error
     except msgspec.DecodeError as error:
         raise Problem("malformed", f"the body is not JSON: {error}", field="body") from error
+
+
+def _invalid(message: str) -> Problem:
+    detail, _, where = message.rpartition(" - at ")
+    place = _PLACE.match(where)
+    if place is None:
+        detail = message
+    # Of a key that is not known, or not there, the place is the object's.
+    key = _KEY.match(detail)
+    field = ".".join(name for name in (place and place["path"], key and key["key"]) if name)
+    return Problem("invalid", detail[:REPEATED_CHARACTERS_MAX], field=field[:REPEATED_CHARACTERS_MAX] or "body")
 
 
 def new_payload(raw: Raw, settings: Settings, *, field: str) -> bytes | None:
@@ -132,8 +142,8 @@ def job_id(text: str, field: str = "id") -> int:
     return int(text)
 
 
-def queue_name(text: str) -> str:
-    """A queue's name from a path.
+def queue_name(text: str, field: str = "queue") -> str:
+    """A queue's name from a path, or what a name may begin with from the query.
 
     Raises:
         Problem: `invalid`.
@@ -142,7 +152,7 @@ def queue_name(text: str) -> str:
         raise Problem(
             "invalid",
             "a queue's name has 1 to 80 of A-Z a-z 0-9 _ . : - and begins with one of A-Z a-z 0-9",
-            field="queue",
+            field=field,
         )
     return text
 
@@ -155,9 +165,23 @@ def refuse_query(request: Request, *known: str) -> None:
     """
     for name, values in request.args.lists():
         if name not in known:
-            raise Problem("invalid", "there is no such query parameter here", field=name[:100])
+            raise Problem("invalid", "there is no such query parameter here", field=name[:REPEATED_CHARACTERS_MAX])
         if len(values) > 1:
-            raise Problem("invalid", "the query parameter is given more than once", field=name)
+            raise Problem(
+                "invalid", "the query parameter is given more than once", field=name[:REPEATED_CHARACTERS_MAX]
+            )
+
+
+def parameter(query: MultiDict[str, str], name: str) -> str | None:
+    """A parameter of the query; None if it is not there.
+
+    Raises:
+        Problem: `invalid`: it is there more than once, and which counts would be a guess.
+    """
+    texts = query.getlist(name)
+    if len(texts) > 1:
+        raise Problem("invalid", f"{name} stands {len(texts)} times in the query", field=name)
+    return texts[0] if texts else None
 
 
 def wait_seconds(text: str | None, settings: Settings, field: str = "wait") -> float:
@@ -189,18 +213,21 @@ def consumer(headers: Headers) -> str | None:
     """The consumer's name, from whichever of the three headers carries it; None if none does.
 
     Raises:
-        Problem: `invalid`: they differ, or the name is too long or has control characters.
+        Problem: `invalid`: they differ, or the name is too long, is not UTF-8, or has control characters.
     """
-    names = {headers[header] for header in CONSUMER_HEADERS if header in headers}
+    names = {name for header in CONSUMER_HEADERS for name in headers.getlist(header)}
     if not names:
         return None
     if len(names) > 1:
         raise Problem("invalid", f"{' and '.join(CONSUMER_HEADERS)} name different consumers", field="QUEUE_CONSUMER")
-    (name,) = names
+    try:
+        name = names.pop().encode("latin1").decode()  # the bytes as they came: ASGI servers read them as Latin-1
+    except UnicodeDecodeError:
+        name = ""
     if not 1 <= len(name) <= CONSUMER_CHARACTERS_MAX or not _CONSUMER.match(name):
         raise Problem(
             "invalid",
-            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters and no control characters",
+            f"a consumer's name has 1 to {CONSUMER_CHARACTERS_MAX} characters in UTF-8 and no control characters",
             field="QUEUE_CONSUMER",
         )
     return name
@@ -262,11 +289,17 @@ def filter_of_query(query: MultiDict[str, str]) -> JobFilter:
     since = query.get("since")
     return JobFilter(
         frozenset(JobState(state) for state in states),
-        query.get("type"),
-        query.get("consumer"),
-        query.get("error"),
+        _text(query.get("type"), "type", _CONSUMER),
+        _text(query.get("consumer"), "consumer", _CONSUMER),
+        _text(query.get("error"), "error", _ANY),
         None if since is None else moment(since, "since"),
     )
+
+
+def _text(text: str | None, field: str, characters: re.Pattern[str]) -> str | None:
+    if text is not None and not (1 <= len(text) <= TEXT_CHARACTERS_MAX and characters.match(text)):
+        raise Problem("invalid", f"{field} is a text of 1 to {TEXT_CHARACTERS_MAX} plain characters", field=field)
+    return text
 
 
 def moment(text: str, field: str) -> float:
@@ -276,12 +309,13 @@ def moment(text: str, field: str) -> float:
         Problem: `invalid`.
     """
     try:
-        at: datetime = msgspec.convert(text, Annotated[datetime, Meta(tz=True)])
+        # In a query a plus stands for a space, unless it is written %2B; no other space can be there.
+        at: datetime = msgspec.convert(text.replace(" ", "+"), Annotated[datetime, Meta(tz=True)])
     except msgspec.ValidationError as error:
         raise Problem("invalid", f"{field} is a time by RFC 3339 with its offset from UTC", field=field) from error
     return at.timestamp()
 
 
 async def body_of_request() -> bytes:
-    """The body, as it came."""
-    return await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    """The body, as it came; none at all is an empty object."""
+    return await request.get_data(cache=False, as_text=False, parse_form_data=False) or b"{}"

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 from quart import Blueprint, request
+from quart.blueprints import BlueprintSetupState
+from werkzeug.routing import BaseConverter
 
 from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, EnqueuedJob, Lease, NewJob, ReadJob
 from queue_actor.engine import Engine
@@ -22,6 +24,7 @@ from web.schemas import (
     idempotency_key,
     job_id,
     new_payload,
+    parameter,
     simple_job,
     wait_seconds,
 )
@@ -32,9 +35,16 @@ QUEUE = "default"
 _ENQUEUE_BODY = msgspec.json.Decoder(EnqueueBody)
 
 
+class JobSegment(BaseConverter):
+    """The segment of a path that names a job: any but those that are paths of their own, whatever the method."""
+
+    regex = "(?!(?:enqueue|dequeue)$)[^/]+"
+
+
 def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
     """`/jobs/enqueue`, `/jobs/dequeue`, `/jobs/{id}/conclude` and `/jobs/{id}`."""
     routes = Blueprint("simple", __name__, url_prefix="/jobs")
+    routes.record(lambda state: state.app.url_map.converters.update(job=JobSegment))
 
     @routes.route("/enqueue", methods=["POST", "PUT"])
     async def enqueue() -> Reply:
@@ -48,13 +58,11 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.route("/dequeue", methods=["GET", "POST"])
     async def dequeue() -> Reply:
-        if request.method == "HEAD":  # which the router lets through wherever it allows GET
-            raise Problem("method_not_allowed", "this path takes GET, POST: a lease is not safe", Allow="GET, POST")
-        empty = empty_status(request.args.get("empty"))
+        empty = empty_status(parameter(request.args, "empty"))
         command = Dequeue(
             QUEUE,
             consumer=consumer(request.headers),
-            wait_seconds=wait_seconds(request.args.get("wait"), settings),
+            wait_seconds=wait_seconds(parameter(request.args, "wait"), settings),
             key=idempotency_key(request.headers, request.query_string, "/jobs/dequeue"),
         )
         async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
@@ -65,19 +73,20 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
             return reply(b"", status=empty, headers={"Cache-Control": "no-store"}, facts={"code": "empty"})
         raise Problem("empty", "no job is ready")
 
-    @routes.route("/<id_>/conclude", methods=["POST", "PUT", "PATCH"])
+    @routes.route("/<job:id_>/conclude", methods=["POST", "PUT", "PATCH"])
     async def conclude(id_: str) -> Reply:
         claim = Claim(QUEUE, job_id(id_), request.headers.get("Queue-Lease-Token"), consumer(request.headers))
         return show_job((await engine.execute(Conclude([claim]))).single())
 
-    # Without this rule, GET /jobs/enqueue would be a look at the job called "enqueue".
-    @routes.route("/enqueue", methods=["GET", "PATCH", "DELETE"])
-    async def not_enqueue() -> Reply:
-        raise Problem("method_not_allowed", "this path takes POST, PUT", Allow="POST, PUT")
-
-    @routes.get("/<id_>")
+    @routes.get("/<job:id_>")
     async def read(id_: str) -> Reply:
         return show_job(await engine.execute(ReadJob(QUEUE, job_id(id_))))
+
+    @routes.record
+    def take_no_head(state: BlueprintSetupState) -> None:
+        # Werkzeug takes HEAD wherever it takes GET, and a lease is not safe.
+        for rule in state.app.url_map.iter_rules("simple.dequeue"):
+            (rule.methods or set()).discard("HEAD")
 
     return routes
 

@@ -24,16 +24,16 @@ class AttemptView(msgspec.Struct, frozen=True):
     error: Any
 
 
-class LeaseView(msgspec.Struct, frozen=True, omit_defaults=True):
+class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     """A lease; its token is in the answer to a dequeue only."""
 
+    token: str | UnsetType = UNSET
     fence: int
     seconds: float
-    expires_at: str | None
-    token: str | UnsetType = UNSET
+    expires_at: str
 
 
-class JobView(msgspec.Struct, frozen=True):
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """A job, whole. Lists leave out payload and result unless asked, and the history always."""
 
     queue: str
@@ -41,6 +41,7 @@ class JobView(msgspec.Struct, frozen=True):
     type: str
     state: str
     priority: int
+    payload: Raw | UnsetType = UNSET
     meta: dict[str, str]
     traceparent: str | None
     unique_key: str | None
@@ -55,10 +56,9 @@ class JobView(msgspec.Struct, frozen=True):
     lease: LeaseView | None
     cancel_requested: bool
     progress: Raw
+    result: Raw | UnsetType = UNSET
     reason: str | None
     finished_at: str | None
-    payload: Raw | UnsetType = UNSET
-    result: Raw | UnsetType = UNSET
     history: Sequence[AttemptView] | UnsetType = UNSET
 
 
@@ -106,6 +106,7 @@ def job_view(job: Job, *, token: str | None = None, content: bool = True, histor
         type=job.type,
         state=job.state,
         priority=job.priority,
+        payload=_raw(job.payload) if content else UNSET,
         meta=options.meta or {},
         traceparent=options.traceparent,
         unique_key=options.unique_key,
@@ -120,10 +121,9 @@ def job_view(job: Job, *, token: str | None = None, content: bool = True, histor
         lease=_lease(job, UNSET if token is None else token),
         cancel_requested=job.cancel_requested,
         progress=_raw(job.progress),
+        result=_raw(job.result) if content else UNSET,
         reason=job.reason,
         finished_at=_moment(job.finished_at),
-        payload=_raw(job.payload) if content else UNSET,
-        result=_raw(job.result) if content else UNSET,
         history=[_attempt(ends_at - ended + 1 + n, attempt) for n, attempt in enumerate(job.history)]
         if history
         else UNSET,
@@ -166,6 +166,8 @@ class JobsView(msgspec.Struct, frozen=True, omit_defaults=True):
 
     jobs: Sequence[JobView]
     next_cursor: str | UnsetType | None = UNSET
+    # Of a dequeue that came with another verb, and was refused after that was done:
+    error: ErrorView | UnsetType = UNSET
 
 
 def error_view(refusal: QueueError) -> ErrorView:
@@ -189,7 +191,16 @@ def leases_view(leases: Sequence[Lease]) -> JobsView:
     return JobsView([job_view(lease.job, token=lease.token) for lease in leases])
 
 
-def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | None = None) -> ResultView:
+def dequeued_view(dequeued: Dequeued | QueueError | None) -> JobsView | UnsetType:
+    """What became of a dequeue that came with another verb; nothing if none did."""
+    if dequeued is None:
+        return UNSET
+    if isinstance(dequeued, QueueError):
+        return JobsView((), error=error_view(dequeued))
+    return leases_view(dequeued.leases)
+
+
+def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | QueueError | None = None) -> ResultView:
     """What became of a job; of an extended one also until when, and whether a cancel was asked for."""
     return ResultView(
         id=job.id,
@@ -197,14 +208,15 @@ def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | None =
         state=job.state,
         lease=_lease(job) if extended else UNSET,
         cancel_requested=job.cancel_requested if extended else UNSET,
-        dequeued=UNSET if dequeued is None else leases_view(dequeued.leases),
+        dequeued=dequeued_view(dequeued),
     )
 
 
 def _lease(job: Job, token: str | UnsetType = UNSET) -> LeaseView | None:
     if job.lease_expires_at is None:
         return None
-    return LeaseView(job.fence, job.lease_seconds, timestamp(job.lease_expires_at), token)
+    expires_at = timestamp(job.lease_expires_at)
+    return LeaseView(token=token, fence=job.fence, seconds=job.lease_seconds, expires_at=expires_at)
 
 
 class ConsumerView(msgspec.Struct, frozen=True):

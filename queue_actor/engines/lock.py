@@ -11,6 +11,7 @@ import trio
 from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
+from queue_actor.jobs import Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
@@ -44,38 +45,51 @@ class LockEngine:
         request = Request(command)
         self._inbox_requests += 1
         try:
-            async with self._lock:
-                reply = await self._carry_out(request)
-        except (QueueError, trio.Cancelled):
-            raise
+            await self._lock.acquire()
+        finally:
+            self._inbox_requests -= 1
+        try:
+            reply = await self._carry_out(request)
+        finally:
+            self._lock.release()
+        if isinstance(reply, QueueError):
+            raise reply
+        return await self._wait(request) if reply is None else reply
+
+    async def _carry_out(self, request: Request[R]) -> R | QueueError | None:
+        """Apply the command and store its changes; None if it is parked."""
+        if self._failure is not None:
+            return OutcomeUnknown("the queue ended before it answered")
+        machine, waiters = self._machine, self._waiters
+        served: list[tuple[Request[Any], Any]] = []
+        try:
+            now = self._clock()
+            reply = self._apply(request, now)
+            if waiters:
+                served += waiters.serve(machine, machine.take_readied(), now)
+            changes = machine.take_changes()
+            served += waiters.tell(changes)
+            await self._store.commit(changes)
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
             self._failure = bug
             self.close()
+            for parked, _ in served:
+                parked.refuse(OutcomeUnknown("the queue ended before it answered"))
             raise OutcomeUnknown("the queue ended before it answered") from bug
-        finally:
-            self._inbox_requests -= 1
-        return await self._wait(request) if reply is None else reply
-
-    async def _carry_out(self, request: Request[R]) -> R | None:
-        """Apply the command and store its changes; None if it is parked."""
-        if self._failure is not None:
-            raise OutcomeUnknown("the queue ended before it answered")
-        if self._draining and isinstance(request.command, Dequeue):
-            raise Draining("the server is about to end and hands out no more jobs")
-        machine, waiters = self._machine, self._waiters
-        now = self._clock()
-        reply = waiters.carry_out(machine, request, now, may_park=not self._draining)
-        served: list[tuple[Request[Any], Any]] = []
-        if waiters:
-            served += waiters.serve(machine, machine.take_readied(), now)
-        changes = machine.take_changes()
-        served += waiters.tell(changes)
-        await self._store.commit(changes)
         for parked, its_reply in served:
             parked.answer(its_reply)
-        self._sweeper.notice(machine.next_due_seconds(now))
+        self._sweeper.notice(machine.next_due_seconds(self._clock()))  # it counts from now
         return reply
+
+    def _apply(self, request: Request[R], now: Now) -> R | QueueError | None:
+        """The reply of the command, or its refusal, or None: it is parked."""
+        try:
+            if self._draining and isinstance(request.command, Dequeue):
+                raise Draining("the server is about to end and hands out no more jobs")
+            return self._waiters.carry_out(self._machine, request, now, may_park=not self._draining)
+        except QueueError as refusal:
+            return refusal
 
     async def _wait(self, request: Request[R]) -> R:
         command = request.command
@@ -110,10 +124,10 @@ class LockEngine:
         """Wait until closed; raises what a command failed of."""
         try:
             await self._closed.wait()
-            if self._failure is not None:
-                raise self._failure
             async with self._lock:
                 pass  # the lock is fair: those who stood before it have been served
+            if self._failure is not None:
+                raise self._failure
         finally:
             self.close()
             for request in self._waiters.dismiss():

@@ -17,6 +17,7 @@ from queue_actor import service
 from queue_actor.commands import Claim, Command, Conclude, Dequeue, Enqueue, NewJob, R
 from queue_actor.engine import Engine, Request
 from queue_actor.engines.lock import LockEngine
+from queue_actor.errors import QueueError
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 
@@ -33,10 +34,11 @@ class NowaitEngine(LockEngine):
         """Carry out a command."""
         self._lock.acquire_nowait()
         try:
-            reply = await self._carry_out(command)
+            reply = await self._carry_out(Request(command))
         finally:
             self._lock.release()
-        assert not isinstance(reply, Request)
+        assert reply is not None
+        assert not isinstance(reply, QueueError)
         return reply
 
 
@@ -45,8 +47,9 @@ class UnlockedEngine(LockEngine):
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command."""
-        reply = await self._carry_out(command)
-        assert not isinstance(reply, Request)
+        reply = await self._carry_out(Request(command))
+        assert reply is not None
+        assert not isinstance(reply, QueueError)
         return reply
 
 

@@ -6,8 +6,11 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from statistics import median
 
+import msgspec
 import trio
 
 from queue_actor.settings import Settings
@@ -38,6 +41,48 @@ def whole_life(_client: int) -> Generator[bytes, Answer, None]:
         ).encode()
 
 
+def batches(size: int, _client: int) -> Generator[bytes, Answer, None]:
+    """Whole lives over `/v1`, so many jobs a request: enqueue, dequeue, conclude."""
+    payload = '{"path":"/var/spool/images/0001.png","width":1280,"height":720,"x":1}'
+    jobs = ",".join([f'{{"type":"resize","payload":{payload}}}'] * size)
+    enqueue = post("enqueue", f'{{"jobs":[{jobs}]}}'.encode())
+    dequeue = post("dequeue", f'{{"count":{size}}}'.encode())
+    while True:
+        yield enqueue
+        answer = yield dequeue
+        leases = JOBS.decode(answer.body).jobs
+        claims = [{"id": job.id, "token": job.lease.token} for job in leases]
+        yield post("conclude", msgspec.json.encode({"jobs": claims}))
+
+
+def post(verb: str, body: bytes) -> bytes:
+    """A request to a verb of `/v1`."""
+    head = f"POST /v1/queues/images/{verb} HTTP/1.1\r\n{HEAD}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class LeaseSeen(msgspec.Struct):
+    """What a client needs to see of a lease."""
+
+    token: str
+
+
+class JobSeen(msgspec.Struct):
+    """What a client needs to see of a job."""
+
+    id: int
+    lease: LeaseSeen
+
+
+class JobsSeen(msgspec.Struct):
+    """What a client needs to see of a dequeue."""
+
+    jobs: list[JobSeen]
+
+
+JOBS = msgspec.json.Decoder(JobsSeen)
+
+
 def enqueue_only(_client: int) -> Generator[bytes, Answer, None]:
     """Enqueue alone."""
     while True:
@@ -54,13 +99,15 @@ def read_only(client: int) -> Generator[bytes, Answer, None]:
 
 STOCK = "pong, Hypercorn's own"
 OURS = "pong, web/connections.py"
-ROWS: dict[str, tuple[str, Script]] = {
-    STOCK: ("stock", pong.ask),
-    OURS: ("ours", pong.ask),
-    "enqueue": ("queue", enqueue_only),
-    "enqueue dequeue conclude": ("queue", whole_life),
-    "read": ("queue", read_only),
+ROWS: dict[str, tuple[str, Script, float]] = {
+    STOCK: ("stock", pong.ask, 1),
+    OURS: ("ours", pong.ask, 1),
+    "enqueue": ("queue", enqueue_only, 1),
+    "enqueue dequeue conclude": ("queue", whole_life, 1),
+    "read": ("queue", read_only, 1),
+    **{f"whole lives by {size}": ("queue", partial(batches, size), 3 / size) for size in (1, 10, 100, 1_000)},
 }
+"""What is measured: by which server it is answered, what is asked, and how many requests a job needs."""
 
 
 def serve(profile_file: Path | None) -> None:
@@ -100,11 +147,19 @@ def main() -> None:
     with ExitStack() as stack:
         servers = {name: stack.enter_context(started(command)) for name, command in commands.items()}
         for _ in range(rounds):
-            for name, (server, script) in ROWS.items():
+            for name, (server, script, _) in ROWS.items():
                 pid, port = servers[server]
-                measures[name].append(measure(pid, port, script, seconds=seconds))
+                # A thousand batches of a thousand from sixteen clients at once would measure the queue's limits.
+                connections = 4 if name.endswith("1000") else 16
+                measures[name].append(measure(pid, port, script, connections=connections, seconds=seconds))
     print(f"16 keep-alive connections; medians of {rounds} rounds of {seconds:g} s; ratio to the first row\n")
     report(measures, arguments.json)
+    pong_us = median(each.cpu_us for each in measures[STOCK])
+    print(f"\n{'CPU per job, all its requests':34} {'us':>6} {'x pong':>7}")
+    for name, (_, _, requests) in ROWS.items():
+        if requests != 1:
+            us = median(each.cpu_us for each in measures[name]) * requests
+            print(f"{name:34} {us:6.1f} {us / pong_us:7.3f}")
 
 
 if __name__ == "__main__":

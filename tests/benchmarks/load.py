@@ -136,8 +136,10 @@ def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            port = next(int(line.removeprefix(READY)) for line in process.stdout if line.startswith(READY))
-            yield process.pid, port
+            ready = next((line for line in process.stdout if line.startswith(READY)), None)
+            if ready is None:
+                raise RuntimeError("the server ended before it was ready")
+            yield process.pid, int(ready.removeprefix(READY))
         finally:
             process.send_signal(signal.SIGTERM)
             try:

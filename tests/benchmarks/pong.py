@@ -14,7 +14,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from queue_actor.settings import Settings
 from tests.benchmarks.load import READY, Answer, Measure, measure, report, started
-from web.connections import installed, make_config
+from web.serving import installed, make_config
 
 NAMES = {"stock": "Hypercorn's connections", "ours": "web/connections.py"}
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: pong\r\nAccept: */*\r\n\r\n"

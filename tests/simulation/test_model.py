@@ -146,7 +146,7 @@ OPTIONS = st.just(NO_OPTIONS) | st.builds(
     traceparent=often(None, "00-1"),
 )
 NEW_JOBS = st.tuples(
-    seldom(None, 0.0, 3.0, -2.0),  # not before, from now
+    seldom(None, 0.0, 3.0, -2.0, 100.0, 100.25),  # not before, from now
     st.builds(
         NewJob,
         type=st.sampled_from(("t", "u")),
@@ -191,6 +191,7 @@ WORLDS = st.builds(
     sweep_slice=st.sampled_from((2, 1, 4)),
     queues_max=st.sampled_from((3, 2)),
     queues=seldom("auto", "declared"),
+    delay_seconds_max=st.just(100.0),
     queued_jobs_max=st.sampled_from((12, 5)),
     memory_bytes_max=st.sampled_from((80, 30)),
     reply_bytes_max=st.sampled_from((1_000, 9)),
@@ -733,9 +734,9 @@ class ModelMachine(RuleBasedStateMachine):
             self.do(Fail([FailClaim(queue, id_, token, retry=False) for queue, id_, token, _ in self.tokens[given:]]))
         self.bulk(number=number, verb=BulkVerb.REDRIVE, where=(None, JobFilter()), spread=None, **fields)
 
-    @rule(queue=QUEUES, policy=POLICIES)
-    def set_policy(self, queue: str, policy: QueuePolicy) -> None:
-        self.do(SetPolicy(queue, policy))
+    @rule(queue=QUEUES, policy=POLICIES, paused=often(None, False, True))
+    def set_policy(self, **fields: Any) -> None:
+        self.do(SetPolicy(**fields))
 
     @rule(number=THERE, paused=seldom(False, True))
     def pause(self, number: int | None, paused: bool) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from queue_actor import queues
-from queue_actor.jobs import DEFAULT_QUEUE, Job, JobState, QueuePolicy
-from queue_actor.queues import METERED, Queue, first_policy
+from queue_actor.jobs import DEFAULT_QUEUE, Job, JobState, QueuePolicy, first_policy
+from queue_actor.queues import METERED, Queue
 from queue_actor.settings import Settings
 
 

@@ -1,0 +1,270 @@
+"""All engines give equal replies, at equal moments, to equal lists of commands."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import trio
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from trio.testing import wait_all_tasks_blocked
+
+from queue_actor.commands import (
+    Cancel,
+    Claim,
+    Command,
+    Conclude,
+    Dequeue,
+    Dequeued,
+    Enqueue,
+    Extend,
+    ExtendClaim,
+    Lease,
+    NewJob,
+    ReadJob,
+    ReadPosition,
+    ReadQueue,
+    Release,
+    ReleaseClaim,
+    Results,
+)
+from queue_actor.engine import Engine, EngineStatistics
+from queue_actor.errors import QueueError
+from queue_actor.service import ENGINES, open_engine
+from queue_actor.settings import Settings
+from queue_actor.sweeper import PAUSE_SECONDS_MIN
+from tests.fakes import SECRET, Call, FakeClock, in_virtual_time
+
+TIGHT = Settings(
+    lease_seconds=3,
+    sweep_slice=2,
+    queues_max=2,
+    queued_jobs_max=12,
+    memory_bytes_max=1_024,
+    reply_bytes_max=1_024,
+    waiters_max=2,
+    retention_seconds=4,
+    retention_jobs=4,
+    ready_initial=1,
+    inbox_requests_max=2,
+)
+"""Every limit is within the reach of a short list of commands."""
+
+
+# --- what is done to an engine: a command, or something else
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What a claim shows, said without knowing the tokens: they are those of earlier replies."""
+
+    verb: type[Conclude | Extend | Release]
+    leases: Sequence[int]  # how many leases ago
+    shows_token: bool
+    consumer: str | None
+    seconds: float
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """A caller who waits goes away."""
+
+    waiter: int
+
+
+class Pass(msgspec.Struct, frozen=True):
+    """Time passes."""
+
+    seconds: float
+
+
+class MoveWallClock(msgspec.Struct, frozen=True):
+    """Somebody sets the clock."""
+
+    seconds: float
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """The server is about to end."""
+
+
+Operation = Command[Any] | Held | Leave | Pass | MoveWallClock | Drain
+
+QUEUES = st.sampled_from(["a", "a", "a", "a", "b", "b", "c"])
+IDS = st.sampled_from([1, 2, 1, 3, 4, 5, 0, 9])
+CONSUMERS = st.sampled_from([None, None, "w1", "w2"])
+SECONDS = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0])
+
+NEW_JOBS = st.builds(
+    NewJob,
+    st.sampled_from(["x", "y"]),
+    st.sampled_from([None, None, b"0", b"0" * 300]),
+    st.integers(-1, 1),
+    SECONDS,
+)
+HELD = st.builds(
+    Held,
+    st.sampled_from([Conclude, Extend, Release]),
+    st.lists(st.sampled_from([0, 0, 1, 2, 4]), min_size=1, max_size=3),
+    st.sampled_from([True, True, False]),
+    CONSUMERS,
+    SECONDS,
+)
+OPERATIONS: SearchStrategy[Operation] = st.one_of(
+    st.builds(Enqueue, QUEUES, st.lists(NEW_JOBS, max_size=4)),
+    st.builds(Enqueue, QUEUES, st.lists(NEW_JOBS, min_size=2, max_size=6)),
+    st.builds(Enqueue, QUEUES, st.lists(st.builds(NewJob, st.just("x")), min_size=1, max_size=3)),
+    st.builds(Dequeue, QUEUES, st.integers(1, 3), CONSUMERS, st.sampled_from([None, 0.5, 1.0, 2.5])),
+    st.builds(Dequeue, QUEUES, st.integers(1, 3), CONSUMERS, st.none(), st.sampled_from([0.25, 1.0, 5.0, 20.0])),
+    HELD,
+    HELD,
+    st.builds(Cancel, QUEUES, st.lists(IDS, max_size=3)),
+    st.builds(ReadJob, QUEUES, IDS),
+    st.builds(ReadPosition, QUEUES, IDS),
+    st.builds(ReadQueue, QUEUES),
+    st.builds(Leave, st.integers(0, 2)),
+    st.builds(Pass, st.sampled_from([0.001, 0.1, 0.5, 1.0, 1.0, 3.0, 7.0])),
+    st.builds(MoveWallClock, st.sampled_from([-3600.0, -1.0, 1.0, 3600.0])),
+)
+LISTS = st.builds(
+    lambda before, drained: [*before, *drained],
+    st.lists(OPERATIONS, min_size=15, max_size=36),
+    st.one_of(st.just([]), st.builds(lambda after: [Drain(), *after], st.lists(OPERATIONS, max_size=3))),
+)
+
+
+class Subject:
+    """An engine under comparison, with the record of what it did."""
+
+    def __init__(self, engine: Engine, nursery: trio.Nursery) -> None:
+        self.record: list[object] = []
+        self._engine = engine
+        self._nursery = nursery
+        self._leases: list[Lease] = []
+        self._waiters: list[Call[Any]] = []
+
+    async def do(self, operation: Operation) -> None:
+        match operation:
+            case Drain():
+                self._engine.drain()
+            case Leave(waiter):
+                if waiter < len(self._waiters):
+                    self._waiters[waiter].scope.cancel()
+            case Pass() | MoveWallClock():
+                pass
+            case Held(verb):
+                self._leave_note(await self._call(verb(self._claims(operation))))
+            case _:
+                self._leave_note(await self._call(operation))
+
+    def settle(self) -> None:
+        """Note who of those who waited has an answer, and how busy the engine is."""
+        for call in [call for call in self._waiters if call.ended_at is not None]:
+            self._waiters.remove(call)
+            self._leave_note(call)
+        self.record.append(self._engine.statistics())
+
+    def leave(self) -> None:
+        for call in self._waiters:
+            call.scope.cancel()
+
+    async def _call(self, command: Command[Any]) -> Call[Any]:
+        return await Call.start(self._nursery, self._engine, command)
+
+    def _leave_note(self, call: Call[Any]) -> None:
+        if call.ended_at is None:
+            self._waiters.append(call)
+            self.record.append("waits")
+            return
+        if isinstance(call._answer, Dequeued):
+            self._leases = [*reversed(call._answer.leases), *self._leases]
+        self.record.append((call.ended_at, plain(call._answer)))
+
+    def _claims(self, held: Held) -> list[Any]:
+        """Claims to the leases that were given before; to a job that may not exist where there were none."""
+        claims: list[Any] = []
+        for back in held.leases:
+            known = self._leases[back] if back < len(self._leases) else None
+            queue, id_ = (known.job.queue, known.job.id) if known else ("a", back)
+            token = (known.token if known else "nonsense") if held.shows_token else None
+            seconds = held.seconds
+            if held.verb is Conclude:
+                claims.append(Claim(queue, id_, token, held.consumer))
+            elif held.verb is Extend:
+                claims.append(ExtendClaim(queue, id_, token, held.consumer, seconds or None))
+            else:
+                claims.append(ReleaseClaim(queue, id_, token, held.consumer, seconds))
+        return claims
+
+
+def plain(answer: Any) -> object:
+    """An answer such that it can be compared whole: refusals are equal when they say the same."""
+    match answer:
+        case QueueError():
+            return (answer.code, answer.detail, answer.field)
+        case Results(jobs):
+            return [plain(job) for job in jobs]
+        case Dequeued(leases):
+            return list(leases)
+        case _:
+            return answer
+
+
+async def records(operations: Sequence[Operation]) -> dict[str, list[object]]:
+    """What each engine did; all of them at the same time, by the same clock."""
+    clock = FakeClock()
+    subjects = {}
+    async with trio.open_nursery() as callers, trio.open_nursery() as blocks:
+
+        async def run(name: str, *, task_status: trio.TaskStatus[Engine]) -> None:
+            chosen = msgspec.structs.replace(TIGHT, engine=name)
+            async with open_engine(chosen, clock=clock, secret=SECRET) as engine:
+                task_status.started(engine)
+                await ended.wait()
+
+        ended = trio.Event()
+        for name in sorted(ENGINES):
+            subjects[name] = Subject(await blocks.start(run, name), callers)
+        for operation in operations:
+            if isinstance(operation, MoveWallClock):
+                # When exactly an engine learns of it is its own affair: all have learned before they are compared.
+                clock.wall_ahead_seconds += operation.seconds
+                await trio.sleep(TIGHT.sweep_seconds + PAUSE_SECONDS_MIN)
+            if isinstance(operation, Pass):
+                await trio.sleep(operation.seconds)
+            await wait_all_tasks_blocked()  # what comes now does not race with the sweepers
+            for subject in subjects.values():
+                await subject.do(operation)
+            await wait_all_tasks_blocked()
+            for subject in subjects.values():
+                subject.settle()
+        for subject in subjects.values():
+            subject.leave()
+        await wait_all_tasks_blocked()
+        for subject in subjects.values():
+            subject.settle()
+            assert subject.record[-1] == EngineStatistics(inbox_requests=0, waiters=0)
+        ended.set()
+    return {name: subject.record for name, subject in subjects.items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(LISTS)
+@example(
+    [
+        Dequeue("a", wait_seconds=5.0),
+        Dequeue("a", wait_seconds=5.0),
+        Enqueue("a", [NewJob("x", delay_seconds=1.0), NewJob("y")]),
+        Pass(1.0),
+        Held(Release, [0, 1], shows_token=True, consumer=None, seconds=0.0),
+        Dequeue("a", 3, lease_seconds=0.5),
+        Leave(0),
+        Pass(1.0),
+        ReadQueue("a"),
+        Drain(),
+        Dequeue("a"),
+    ]
+)
+def test_engines_give_equal_replies_to_equal_lists_of_commands(operations: list[Operation]) -> None:
+    (first, *others) = in_virtual_time(lambda: records(operations)).values()
+    for other in others:
+        assert other == first

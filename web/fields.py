@@ -1,0 +1,53 @@
+"""The kinds of fields that bodies over `/v1` have, each with its bounds.
+
+A bound that is a setting stands in the type as `at_most`, for the tests and for whoever describes this to others; it
+is checked when a body becomes a command.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta, Raw
+
+from queue_actor.settings import DAY_SECONDS
+from queue_actor.tokens import FENCE_MAX
+from web.schemas import NO_CONTROLS, QUEUE_NAME
+
+ATTEMPTS_MAX = 1_000_000
+ERROR_TYPE_CHARACTERS_MAX = 200
+ERROR_MESSAGE_CHARACTERS_MAX = 10_000
+META_PAIRS_MAX = 8
+DEQUEUE_QUEUES_MAX = 100
+SECONDS_MAX = 3_660 * DAY_SECONDS
+
+QUEUE_PREFIX = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,78}\*\Z"
+
+TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
+"""W3C Trace Context, section 3.2."""
+
+
+def at_most(setting: str) -> dict[str, str]:
+    """What a field's type says of a bound that is a setting."""
+    return {"at_most": setting}
+
+
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
+QueueName = Annotated[str, Meta(pattern=QUEUE_NAME)]
+QueueNames = (
+    Annotated[list[QueueName], Meta(min_length=1, max_length=DEQUEUE_QUEUES_MAX)]
+    | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
+)
+Token = Annotated[str, Meta(min_length=1, max_length=200)]
+Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
+Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
+Delay = Annotated[float, Meta(ge=0, le=SECONDS_MAX, extra=at_most("delay_seconds_max"))]
+Lease = Annotated[float, Meta(gt=0, le=SECONDS_MAX, extra=at_most("lease_seconds_max"))]
+Content = Annotated[Raw, Meta(extra=at_most("payload_bytes_max"))]
+Count = Annotated[int, Meta(ge=1, extra=at_most("batch_jobs_max"))]
+Wait = Annotated[float, Meta(ge=0, extra=at_most("wait_seconds_max"))]
+BATCH = Meta(min_length=1, extra=at_most("batch_jobs_max"))
+Purgeable = Literal["scheduled", "queued", "concluded", "dead", "cancelled"]
+Redrivable = Literal["dead", "cancelled"]
+Moment = Annotated[datetime, Meta(tz=True)]
+MetaKey = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
+MetaText = Annotated[str, Meta(max_length=100, pattern=NO_CONTROLS)]
