@@ -713,6 +713,24 @@ class ModelMachine(RuleBasedStateMachine):
             assert done.next_after > command.after_id
             command = msgspec.structs.replace(command, after_id=done.next_after, spread_from=done.spread_to)
 
+    @rule(
+        number=THERE,
+        verb=st.sampled_from(BulkVerb),
+        dry_run=st.booleans(),
+        cancel=st.booleans(),
+        per_second=often(None, 4.0),
+        slices=st.sampled_from((9, 1)),
+    )
+    def bulk_of_all(self, number: int | None, cancel: bool, **fields: Any) -> None:
+        """With jobs in several states."""
+        name = self.there(number)
+        for _ in range(3):
+            self.do(Enqueue(name, [NewJob("t")]))
+        if cancel:
+            self.do(Cancel(name, [self.last_ids.get(name, 0)]))
+        self.dequeue(Dequeue(name))
+        self.bulk(number=number, where=(None, JobFilter()), spread=None, **fields)
+
     def filter(self, where: tuple[float | None, JobFilter]) -> JobFilter:
         since, others = where
         return msgspec.structs.replace(others, since=None if since is None else self.wall + since)
