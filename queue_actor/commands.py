@@ -121,7 +121,7 @@ class Dequeue(Command[Dequeued], frozen=True):
 
     With `wait_seconds` the dequeue is parked until there is a job, oldest first. Refused with TooManyWaiters, or
     with Draining once the server is about to end, or with KeyReused. Under a key, a repeat gets those leases of the
-    first answer that still hold, and takes the place in line of the first if that still waits.
+    first answer that still hold, at once and be it none, and takes the place in line of the first if that still waits.
     """
 
     queue: str | tuple[str, ...]  # a name, several, or all that begin with what stands before a final `*`
@@ -306,7 +306,7 @@ class QueueView(msgspec.Struct, frozen=True):
     paused: bool = False
     policy: QueuePolicy = QueuePolicy()
     declared: bool = False  # whether it was given its policy
-    oldest_age_seconds: float | None = None  # of the job that has been ready longest
+    oldest_age_seconds: float | None = None  # of the lowest place: since it was given to its job
     per_minute: dict[str, float] = {}  # verb -> jobs, over the last minute
     consumers: dict[str, float] = {}  # name -> seconds since it was last seen, of the last ten minutes
     last_id: int = 0

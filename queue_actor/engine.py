@@ -30,7 +30,7 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """Owns the queue. All engines pass tests/contract/test_engine.py."""
+    """Owns the queue. All engines pass tests/contract."""
 
     failed: trio.Event
     """Set when the engine has ended by a bug or a broken store; the process is about to end."""

@@ -137,6 +137,7 @@ class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     revision: int  # of the change that made this version; grows with every change of any job
     priority: int = 0  # higher goes first
     place: int = 0  # the order among jobs of one priority; 0 until the job is first ready
+    ready_at: float = 0.0  # when it was given its place; 0 until then
     not_before: float | None = None
     expires_at: float | None = None
     options: JobOptions = NO_OPTIONS

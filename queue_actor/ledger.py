@@ -97,7 +97,7 @@ class Ledger:
         self._changes: list[Change] = []
         self._revision = 0
         self._id_floor = 1  # what deleted queues leave behind: their successors begin here
-        self._fence_floor = 0
+        self._fence_floor = 1  # 0 is the fence of a job that was never leased
 
     def take_changes(self) -> Sequence[Change]:
         """The changes since the last call, oldest first; the caller stores them before he answers anyone.
@@ -156,6 +156,7 @@ class Ledger:
         """Forget a queue without jobs. Its successor's ids and fences begin where its own ended."""
         del self.queues[queue.name]
         self.stocked.discard(queue.name)
+        self._readied.pop(queue.name, None)
         self._id_floor = max(self._id_floor, queue.next_id)
         self._fence_floor = max(self._fence_floor, queue.next_fence)
 
@@ -192,6 +193,7 @@ class Ledger:
             revision=self._revision,
             priority=new.priority,
             place=queue.next_place if not_before is None else 0,
+            ready_at=now.wall if not_before is None else 0.0,
             not_before=not_before,
             expires_at=expires_at,
             options=new.options,
@@ -216,7 +218,7 @@ class Ledger:
 
     def make_ready(self, queue: Queue, job: Job, verb: str, now: Now, **facts: Any) -> Job:
         """Queue a job at the back."""
-        moved = self.move(queue, job, verb, QUEUED, now, place=queue.next_place, **facts)
+        moved = self.move(queue, job, verb, QUEUED, now, place=queue.next_place, ready_at=now.wall, **facts)
         self._append(queue, moved)
         return moved
 

@@ -1,10 +1,10 @@
 """Questions that change nothing. The work of each is bounded, whatever the size of the queues."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from queue_actor.commands import JobFilter, JobsFound, ListQueues, QueuesFound, QueueView, Search
+from queue_actor.commands import JobFilter, JobsFound, ListQueues, NewJob, QueuesFound, QueueView, Search
 from queue_actor.errors import ForgottenJob, UnknownJob
-from queue_actor.jobs import Job, JobState, Now, first_policy
+from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting, first_policy
 from queue_actor.queues import METERED, Queue
 
 SCANNED_IDS_MAX = 10_000
@@ -28,6 +28,31 @@ def find_job(queues: Mapping[str, Queue], name: str, id_: int) -> tuple[Queue, J
     if queue is not None and 0 < id_ < queue.next_id:
         raise ForgottenJob(f"job {id_} of queue {name} has ended and is no longer kept", field="id")
     raise UnknownJob(f"queue {name} has no job {id_}", field="id")
+
+
+def growth(queue: Queue | None, new: Sequence[NewJob]) -> tuple[int, int]:
+    """How many jobs, and how many bytes of payloads, an enqueue would add.
+
+    One whose unique key is taken, by a job that is there or by one before it in the batch, adds no job; if it replaces
+    the other, it adds the difference of the payloads.
+    """
+    jobs = payload_bytes = 0
+    held: dict[str, int | None] = {}  # unique key -> bytes that may be replaced; None: the job no longer waits
+    for one in new:
+        key, added = one.options.unique_key, 0 if one.payload is None else len(one.payload)
+        if key is not None and key not in held and queue is not None and key in queue.unique:
+            job = queue.jobs[queue.unique[key]]
+            held[key] = len(job.payload or b"") if job.state in WAITING else None
+        if key is None or key not in held:
+            jobs += 1
+            payload_bytes += added
+        elif one.on_existing is OnExisting.REPLACE and (there := held[key]) is not None:
+            payload_bytes += added - there
+        else:
+            continue
+        if key is not None:
+            held[key] = added
+    return jobs, payload_bytes
 
 
 def matches(job: Job, where: JobFilter) -> bool:
@@ -86,7 +111,7 @@ def view(queue: Queue | None, name: str, now: Now) -> QueueView:
         paused=queue.paused,
         policy=queue.policy,
         declared=queue.declared,
-        oldest_age_seconds=None if oldest is None else max(0.0, now.wall - _ready_since(queue.jobs[oldest])),
+        oldest_age_seconds=None if oldest is None else max(0.0, now.wall - queue.jobs[oldest].ready_at),
         per_minute={verb: meter.per_minute(now.monotonic) for verb, meter in queue.meters.items()},
         consumers={
             consumer: now.monotonic - seen
@@ -95,10 +120,6 @@ def view(queue: Queue | None, name: str, now: Now) -> QueueView:
         },
         last_id=queue.next_id - 1,
     )
-
-
-def _ready_since(job: Job) -> float:
-    return max(job.created_at, job.not_before or 0.0)
 
 
 def list_queues(queues: Mapping[str, Queue], command: ListQueues, now: Now) -> QueuesFound:

@@ -16,11 +16,8 @@ def retry_seconds(retry: Retry, tries: int, draw: float) -> float:
     """
     seconds = retry.base_seconds
     if retry.kind is RetryKind.EXPONENTIAL:
-        # A power that is out of reach of floats is out of reach of the cap long before.
-        doublings = min(tries - 1, 1_000) if retry.factor > 1 else 0
         try:
-            seconds *= retry.factor**doublings
-        except OverflowError:
+            seconds = min(seconds * retry.factor ** (tries - 1), retry.cap_seconds)
+        except OverflowError:  # beyond floats is beyond any cap
             seconds = retry.cap_seconds
-        seconds = min(seconds, retry.cap_seconds)
     return seconds * draw if retry.jitter is Jitter.FULL else seconds

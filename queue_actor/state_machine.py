@@ -232,8 +232,9 @@ class StateMachine:
         self._check_plans(command, now)
         self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
+        first = queue.next_id
         reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
-        queue.meters["enqueue"].add(now.monotonic, len(command.jobs))
+        queue.meters["enqueue"].add(now.monotonic, queue.next_id - first)
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
         return reply
@@ -254,17 +255,13 @@ class StateMachine:
             if settings.queues == "declared" and command.queue != DEFAULT_QUEUE:
                 raise UnknownQueue(f"there is no queue {command.queue}, and queues must be declared", field="queue")
             self._check_new_queue(command.queue)
-        new = command.jobs
-        if queue is not None and queue.unique:
-            # A job whose unique key is taken adds nothing.
-            new = [job for job in new if job.options.unique_key not in queue.unique]
-        if self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + len(new) > settings.queued_jobs_max:
+        jobs, payload_bytes = queries.growth(queue, command.jobs)
+        if jobs and self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + jobs > settings.queued_jobs_max:
             raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
         most = None if queue is None else queue.policy.queued_jobs_max
-        if queue is not None and most is not None and queue.waiting + len(new) > most:
+        if jobs and queue is not None and most is not None and queue.waiting + jobs > most:
             raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
-        added = sum(len(job.payload) for job in new if job.payload is not None)
-        if self._ledger.kept_bytes + added > settings.memory_bytes_max:
+        if payload_bytes > 0 and self._ledger.kept_bytes + payload_bytes > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
 
     def _enqueue_one(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
@@ -290,6 +287,7 @@ class StateMachine:
     def _replace(self, queue: Queue, job: Job, new: NewJob, now: Now) -> Job:
         """Put new content into a waiting job. One that stays queued keeps its place."""
         self._ledger.withdraw(queue, job)
+        queue.ready.tidy()
         self._ledger.kept_bytes += size(new.payload) - size(job.payload)
         not_before, expires_at = _not_before(new, now), _expires_at(queue, new, now)
         facts = {
@@ -333,7 +331,7 @@ class StateMachine:
     def _named(self, names: str | tuple[str, ...]) -> Sequence[Queue]:
         """Those of several queues that exist; of all that begin with a prefix, those that have jobs, by name."""
         if not isinstance(names, str):
-            return [self._queues[name] for name in names if name in self._queues]
+            return [self._queues[name] for name in dict.fromkeys(names) if name in self._queues]
         if not names.endswith("*"):
             return ()
         self._ledger.stocked = {name for name in self._ledger.stocked if len(self._queues[name].ready)}
@@ -472,10 +470,9 @@ class StateMachine:
     def _extend_one(self, claim: ExtendClaim, now: Now) -> Job:
         queue, job, _ = self._held(claim, None)
         seconds = claim.lease_seconds or job.lease_seconds
-        if now.monotonic + seconds > self._ledger.run_ends.get((queue.name, job.id), now.monotonic + seconds):
-            raise RunTooLong(
-                f"an attempt may last {queue.policy.run_seconds_max} s in {queue.name}", field="lease_seconds"
-            )
+        left = self._ledger.run_ends.get((queue.name, job.id), inf) - now.monotonic
+        if seconds > left:
+            raise RunTooLong(f"this attempt may last {max(0.0, left):g} s more", field="lease_seconds")
         self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
         facts: dict[str, Any] = {"lease_seconds": seconds, "lease_expires_at": now.wall + seconds}
         if claim.progress is not None:
@@ -634,20 +631,20 @@ class StateMachine:
         due = _slice(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
         expired = _slice(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
         forget = partial(self._forget_kept, now)
-        forgotten = _slice(self._ledger.kept, now.monotonic, limit, forget)
-        forgotten += _slice(self._ledger.dead, now.monotonic, limit, forget)
+        old = _slice(self._ledger.kept, now.monotonic, limit, forget)
+        old_dead = _slice(self._ledger.dead, now.monotonic, limit, forget)
         # Beyond their number those go first whose time would have come first.
         over = len(self._ledger.kept) - self._settings.retention_jobs
-        forgotten += _slice(self._ledger.kept, inf, min(over, limit), forget)
+        lost = _slice(self._ledger.kept, inf, min(over, limit), forget)
         over = len(self._ledger.dead) - self._settings.dead_retention_jobs
         dead_lost = _slice(self._ledger.dead, inf, min(over, limit), forget)
         return Swept(
             stale=stale,
             due=due,
             expired=expired,
-            forgotten=forgotten + dead_lost,
+            forgotten=old + old_dead + lost + dead_lost,
             dead_lost=dead_lost,
-            more=max(stale, due, expired, forgotten, dead_lost) >= limit,
+            more=limit in {stale, due, expired, old, old_dead, lost, dead_lost},
             next_due_seconds=self.next_due_seconds(now),
         )
 

@@ -162,6 +162,8 @@ class Waiters:
             if job is None or (job.queue, job.id) not in self._readers:
                 continue
             for request in list(self._readers[job.queue, job.id]):
+                if request.unserved is not None and change.revision <= request.unserved.revision:
+                    continue  # it was made in the same batch, before he read the job
                 request.unserved = job
                 if job.state in FINISHED or change.after is None:
                     self.discard(request)

@@ -8,7 +8,7 @@ served here, by one task that does one thing after the other:
 So nothing runs beside a request, no task is started or cancelled for one, and the order of the code is the order of
 events. Rules for editors:
 
-1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_write` and `_refuse`.
+1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_receive_chunk`, `_write` and `_linger`.
 2. A drain, or the limit of connections, cuts short only the wait for a request: that has cost the client nothing.
 3. What a connection raises ends that connection alone. It is logged with its traceback, never lost.
 4. A `Problem` raised before the answer has begun is the answer, and the last one: what the client sends after it could
@@ -54,6 +54,8 @@ UNACKNOWLEDGED_SECONDS = 30
 READ_BYTES = 16 * KIB
 # Connections above the limit that are told so at a time; further ones are closed without a word.
 REFUSED_MAX = 100
+
+_CONTINUE = h11.InformationalResponse(status_code=100, headers=[])
 
 # The ASGI extension by which a connection offers the application `cancel_when_gone`.
 EXTENSION = "web.connections"
@@ -188,7 +190,9 @@ class Connection:
                 self.streaming = is_stream(scope)
                 self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.http.our_state is not h11.DONE or self.streaming:
+                if self.streaming:
+                    await self._linger()
+                if self.http.our_state is not h11.DONE:
                     break
                 self.http.start_next_cycle()
                 self.method, self.path, self.request_id, self.begun = "", "", "", False
@@ -244,7 +248,7 @@ class Connection:
                     raise Problem("too_large", too_large)
                 continue
             if self.http.they_are_waiting_for_100_continue:
-                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                await self._write(self.http.send(_CONTINUE))
             with trio.move_on_at(started + BODY_SECONDS + len(body) / BODY_BYTES_PER_SECOND) as wait:
                 await self._feed()
             if wait.cancelled_caught:
@@ -291,7 +295,7 @@ class Connection:
                 self.streaming = False
                 return {"type": "http.request", "body": b"", "more_body": False}
             if self.http.they_are_waiting_for_100_continue:
-                await self._write(self.http.send(h11.InformationalResponse(status_code=100, headers=[])))
+                await self._write(self.http.send(_CONTINUE))
             with trio.move_on_after(BODY_SECONDS) as wait:
                 await self._feed()
             if wait.cancelled_caught:
@@ -325,6 +329,10 @@ class Connection:
             if any(name.lower() == b"content-length" for name, _ in message["headers"]):
                 return
         if self.head is not None:
+            if self.streaming and self.http.they_are_waiting_for_100_continue and self.head["status"] == HTTPStatus.OK:
+                # The answer begins before the body is read. RFC 9110, section 10.1.1: a final status alone would say
+                # that the body is not wanted.
+                pieces.append(self.http.send(_CONTINUE))
             pieces.append(self.http.send(self._response(self.head)))
             self.head = None
         if message["type"] == "http.response.body":
@@ -363,6 +371,10 @@ class Connection:
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
         lines += [f"Content-Length: {len(problem.body)}", "Connection: close", "", ""]
         await self._write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else problem.body))
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """Lets a client that was answered before it had sent all send a little more, and read its answer."""
         with trio.move_on_after(LINGER_SECONDS) as self.wait, suppress(trio.BrokenResourceError):
             await self.stream.send_eof()
             while await self.stream.receive_some(READ_BYTES):

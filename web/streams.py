@@ -14,7 +14,7 @@ from quart import request
 from queue_actor.commands import Enqueue, NewJob
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
-from queue_actor.settings import Settings
+from queue_actor.settings import KIB, Settings
 from web.bodies import NewJobBody
 from web.exchanges import BodyStream
 from web.problems import Problem
@@ -22,11 +22,10 @@ from web.replies import Reply
 from web.schemas import decode
 from web.views import ErrorView, error_view
 
-CHUNK_LINES = 1_000
-"""Lines of one command; the setting `batch_jobs_max` may make it fewer."""
-
-PAUSE_SECONDS = 0.1
-"""A producer that pauses so long has the lines it has sent enqueued."""
+# A chunk ends with whichever of these comes first.
+CHUNK_LINES = 1_000  # the setting `batch_jobs_max` may make it fewer
+CHUNK_BYTES = 1_024 * KIB  # of its lines, which bounds what its errors quote of them, too
+CHUNK_SECONDS = 0.1  # since its first line was read: a slow producer has each line enqueued at once
 
 _JOB = msgspec.json.Decoder(NewJobBody)
 _encode = msgspec.json.encode
@@ -39,11 +38,12 @@ class LineError(ErrorView, frozen=True, kw_only=True):
 
 
 class ChunkView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of a chunk: the jobs of its good lines are enqueued, with ids in the order of the lines."""
+    """What became of a chunk: the jobs of its good lines are enqueued."""
 
     lines: int  # read so far, this chunk included
     count: int  # jobs of this chunk that are enqueued, or were there under their unique key
-    first_id: int | None = None
+    first_id: int | None = None  # of the jobs that are new: their ids follow each other in the order of the lines
+    existing: int = 0  # jobs that were there under their unique key
     errors: list[LineError] = []  # by line, counted from 1
     error: ErrorView | None = None  # nothing of this chunk, and of what follows it, is enqueued
 
@@ -70,24 +70,30 @@ class Chunks:
         self._queue = queue
         self._chunk_lines = min(CHUNK_LINES, settings.batch_jobs_max)
         self._lines = 0
-        self._new: list[NewJob] = []
+        self._new: dict[int, NewJob] = {}  # by line
         self._errors: list[LineError] = []
+        self._bytes = 0  # of the lines that were read and not yet answered
+        self._due = inf  # when they are to be answered at the latest
 
     async def answers(self, body: BodyStream) -> AsyncIterator[bytes]:
         """One line of JSON for each chunk; after one with an `error` there is no other."""
-        rest = b""
+        rest = bytearray()  # of a line whose end has not come
         try:
             while (piece := await self._next_piece(body)) is not None:
-                *lines, rest = (rest + piece).split(b"\n")
+                *lines, end = piece.split(b"\n")
+                if lines:
+                    lines[0] = bytes(rest) + lines[0]
+                    rest.clear()
+                rest += end
                 for line in lines:
                     self._take(line)
-                    if self._waiting == self._chunk_lines:
+                    if self._is_full:
                         yield await self._flush()
-                if not piece and self._waiting:
-                    yield await self._flush()
                 self._check_length(rest)
+                if trio.current_time() >= self._due:
+                    yield await self._flush()
             if rest:
-                self._take(rest)
+                self._take(bytes(rest))
             if self._waiting:
                 yield await self._flush()
         except QueueError as refusal:
@@ -100,23 +106,31 @@ class Chunks:
         """Lines that were read and not yet answered."""
         return len(self._new) + len(self._errors)
 
+    @property
+    def _is_full(self) -> bool:
+        return self._waiting >= self._chunk_lines or self._bytes >= CHUNK_BYTES
+
     async def _next_piece(self, body: BodyStream) -> bytes | None:
-        """What comes next; nothing if the producer pauses while lines wait; None at the end."""
-        with trio.move_on_after(PAUSE_SECONDS if self._waiting else inf):
+        """What comes next; nothing if it does not come before the chunk is due; None at the end."""
+        with trio.move_on_at(self._due):
             return await body.piece()
         return b""
 
-    def _check_length(self, line: bytes) -> None:
+    def _check_length(self, line: bytes | bytearray) -> None:
         if len(line) > self._settings.request_bytes_max:
             raise Problem("too_large", f"line {self._lines + 1} is larger than request_bytes_max")
 
     def _take(self, line: bytes) -> None:
         """Make a line a job, or an error. Empty lines are passed over."""
+        self._check_length(line)
         self._lines += 1
         if not line.strip():
             return
+        if not self._waiting:
+            self._due = trio.current_time() + CHUNK_SECONDS
+        self._bytes += len(line)
         try:
-            self._new.append(decode(_JOB, line).new_job(self._settings, ""))
+            self._new[self._lines] = decode(_JOB, line).new_job(self._settings, "")
         except Problem as problem:
             self._errors.append(LineError(problem.code, problem.detail, problem.field, line=self._lines))
 
@@ -126,13 +140,27 @@ class Chunks:
         Raises:
             QueueError: None of them is enqueued.
         """
-        new, self._new = self._new, []
+        new, self._new = self._new, {}
         if not new:
             return self._tell(0)
-        jobs = (await self._engine.execute(Enqueue(self._queue, new))).jobs
-        enqueued = [job for job in jobs if not isinstance(job, QueueError)]
-        return self._tell(len(enqueued), first_id=enqueued[0].id if enqueued else None)
+        jobs = (await self._engine.execute(Enqueue(self._queue, list(new.values())))).jobs
+        enqueued = []
+        for line, job in zip(new, jobs, strict=True):
+            if isinstance(job, QueueError):
+                self._errors.append(LineError(job.code, job.detail, job.field, line=line))
+            else:
+                enqueued.append(job)
+        self._errors.sort(key=lambda error: error.line)
+        created = [job for job in enqueued if not job.existing]
+        return self._tell(
+            len(enqueued),
+            first_id=created[0].id if created else None,
+            existing=len(enqueued) - len(created),
+        )
 
-    def _tell(self, count: int, *, first_id: int | None = None, error: ErrorView | None = None) -> bytes:
+    def _tell(
+        self, count: int, *, first_id: int | None = None, existing: int = 0, error: ErrorView | None = None
+    ) -> bytes:
         errors, self._errors = self._errors, []
-        return _encode(ChunkView(self._lines, count, first_id, errors, error)) + b"\n"
+        self._bytes, self._due = 0, inf
+        return _encode(ChunkView(self._lines, count, first_id, existing, errors, error)) + b"\n"

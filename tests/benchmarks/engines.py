@@ -17,6 +17,7 @@ from queue_actor import service
 from queue_actor.commands import Claim, Command, Conclude, Dequeue, Enqueue, NewJob, R
 from queue_actor.engine import Engine, Request
 from queue_actor.engines.lock import LockEngine
+from queue_actor.errors import QueueError
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 
@@ -37,6 +38,7 @@ class NowaitEngine(LockEngine):
         finally:
             self._lock.release()
         assert reply is not None
+        assert not isinstance(reply, QueueError)
         return reply
 
 
@@ -47,6 +49,7 @@ class UnlockedEngine(LockEngine):
         """Carry out a command."""
         reply = await self._carry_out(Request(command))
         assert reply is not None
+        assert not isinstance(reply, QueueError)
         return reply
 
 

@@ -15,6 +15,7 @@ from queue_actor.commands import (
     Conclude,
     Dequeue,
     Enqueue,
+    EnqueuedJob,
     Extend,
     ExtendClaim,
     Lease,
@@ -22,10 +23,11 @@ from queue_actor.commands import (
     ReadQueue,
     Release,
     ReleaseClaim,
+    SetPolicy,
 )
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.errors import Busy, LeaseLost, TooManyWaiters
-from queue_actor.jobs import Change, Job, JobState
+from queue_actor.jobs import Change, Job, JobState, QueuePolicy, Retry, RetryKind
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from queue_actor.sweeper import PAUSE_SECONDS_MIN
@@ -40,6 +42,8 @@ LEASE_SECONDS = (0.1, 0.1, 0.5, 2.0)
 PATIENCE_SECONDS = (0.0, COMMIT_SECONDS, 2 * COMMIT_SECONDS, 0.05, inf, inf, inf)
 WAIT_SECONDS = (0.0, COMMIT_SECONDS, 5 * COMMIT_SECONDS, 0.05, 1.0)
 WORK_SECONDS = (0.0, 0.0, COMMIT_SECONDS, 0.05, 0.6)
+# No job dies of having slept through its leases, and none waits longer than a lease for its next try.
+PATIENT = QueuePolicy(max_attempts=None, max_stale=None, retry=Retry(RetryKind.FIXED, base_seconds=0.3))
 
 Key = tuple[str, int]
 
@@ -80,7 +84,7 @@ class Crowd:
         delay_seconds = self._random.choice((0.0, 0.0, 0.05))
         self._cancel_somebody()
         reply = await self._engine.execute(Enqueue(queue, [NewJob("a", delay_seconds=delay_seconds)] * 2))
-        self.enqueued += [(job.queue, job.id) for job in reply.jobs]
+        self.enqueued += [(queue, job.id) for job in reply.jobs if isinstance(job, EnqueuedJob)]
 
     async def _consume(self) -> None:
         command = Dequeue(
@@ -152,6 +156,8 @@ async def storm(settings: Settings, seed: int) -> Crowd:
     store.seconds = COMMIT_SECONDS
     settings = replace(settings, waiters_max=10, inbox_requests_max=50, sweep_seconds=0.25)
     async with open_engine(settings, clock=clock, store=store, secret=SECRET) as engine:
+        for queue in QUEUES:
+            await engine.execute(SetPolicy(queue, PATIENT))
         crowd = Crowd(engine, Random(seed))  # noqa: S311 - a storm that can be repeated
         async with trio.open_nursery() as nursery:
             for _ in range(CALLERS):

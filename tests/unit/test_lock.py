@@ -16,7 +16,7 @@ from queue_actor.jobs import Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.sweeper import Sweeper
-from tests.fakes import SECRET, Call, FakeClock, FakeStore
+from tests.fakes import EPOCH_SECONDS, SECRET, Call, FakeClock, FakeStore
 
 pytestmark = pytest.mark.virtual_time
 
@@ -81,11 +81,8 @@ async def test_the_lock_is_held_until_the_commit_has_ended(nursery: trio.Nursery
         parts.store.let_go()
         await trio.sleep(5)
         assert [call.ended_at for call in calls] == [1, 2, 3]
-        assert [job.created_at - parts.store.changes[0].after.created_at for job in jobs(calls)] == [0, 1, 2]  # type: ignore[union-attr] # it is there
-
-
-def jobs(calls: list[Call[Any]]) -> list[Any]:
-    return [job for call in calls for job in call.reply.jobs]
+        assert [call.reply.jobs[0].id for call in calls] == [1, 2, 3]
+        assert [change.after.created_at - EPOCH_SECONDS for change in parts.store.changes] == [0, 1, 2]  # type: ignore[union-attr] # it is there
 
 
 async def test_who_is_cancelled_before_he_has_the_lock_did_nothing(nursery: trio.Nursery) -> None:

@@ -8,10 +8,23 @@ from trio.testing import wait_all_tasks_blocked
 
 from queue_actor import service
 from queue_actor.actor import ActorEngine
-from queue_actor.commands import Claim, Command, Conclude, Dequeue, Dequeued, Enqueue, NewJob, R, ReadQueue, Sweep
+from queue_actor.commands import (
+    Claim,
+    Command,
+    Conclude,
+    Dequeue,
+    Dequeued,
+    Enqueue,
+    EnqueuedJob,
+    NewJob,
+    R,
+    ReadQueue,
+    Sweep,
+)
 from queue_actor.engine import Clock, Engine, EngineStatistics, system_clock
 from queue_actor.engines.lock import LockEngine
 from queue_actor.errors import Draining, LeaseLost, OutcomeUnknown
+from queue_actor.jobs import JobState
 from queue_actor.service import ENGINES, FAREWELL_SECONDS, open_engine
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -63,6 +76,9 @@ class ToldEngine:
     def statistics(self) -> EngineStatistics:
         raise NotImplementedError
 
+    def waiting(self, queue: str) -> int:
+        raise NotImplementedError
+
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> ToldEngine:
@@ -79,8 +95,7 @@ def test_there_is_an_engine_for_each_choice_of_the_setting() -> None:
 async def test_the_settings_choose_the_engine(settings: Settings) -> None:
     async with open_engine(settings) as engine:
         assert type(engine) is ENGINES[settings.engine]
-        (job,) = (await engine.execute(ENQUEUE)).jobs
-        assert job.id == 1
+        assert (await engine.execute(ENQUEUE)).jobs == [EnqueuedJob(1, JobState.QUEUED)]
 
 
 async def test_the_parts_are_the_ones_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +167,7 @@ async def test_what_was_taken_is_answered_before_the_block_has_ended(
         nursery.start_soon(let_go)
     assert trio.current_time() == 5
     await wait_all_tasks_blocked()
-    assert [call.reply.jobs[0].id for call in calls] == [1, 2, 3]
+    assert [call.reply.jobs for call in calls] == [[EnqueuedJob(id_, JobState.QUEUED)] for id_ in (1, 2, 3)]
     with pytest.raises(Draining):
         await engine.execute(READ)
 

@@ -15,8 +15,8 @@ from tests.fakes import jump
 
 pytestmark = pytest.mark.virtual_time
 
-DONE = Swept(stale=0, due=0, forgotten=0, more=False, next_due_seconds=None)
-MORE = Swept(stale=1, due=0, forgotten=0, more=True, next_due_seconds=0.0)
+DONE = Swept(stale=0, due=0, expired=0, forgotten=0, dead_lost=0, more=False, next_due_seconds=None)
+MORE = Swept(stale=1, due=0, expired=0, forgotten=0, dead_lost=0, more=True, next_due_seconds=0.0)
 
 
 class FakeEngine:
@@ -53,6 +53,9 @@ class FakeEngine:
         raise NotImplementedError
 
     def statistics(self) -> EngineStatistics:
+        raise NotImplementedError
+
+    def waiting(self, queue: str) -> int:
         raise NotImplementedError
 
 

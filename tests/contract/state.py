@@ -1,0 +1,80 @@
+"""The whole state of an engine, made comparable: a refused command must leave it exactly as it was."""
+
+import gc
+import sys
+from array import array
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from msgspec import Struct
+from sortedcontainers import SortedDict, SortedList
+
+from queue_actor.deadlines import Deadlines
+from queue_actor.engine import Engine
+from queue_actor.ready import TOMBSTONE, Ready
+from queue_actor.settings import Settings
+from queue_actor.tokens import Tokens
+
+CONSTANT = (Settings, Tokens)
+"""Parts of the state machine that never change."""
+
+
+def whole_state(engine: Engine) -> object:
+    """A deep copy of whatever the engine's state machine remembers, and how many requests are parked."""
+    machine = engine._machine  # type: ignore[attr-defined] # all engines have one; handlers must not know
+    return frozen(vars(machine)), engine.statistics()
+
+
+def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
+    """A copy that no later command can change.
+
+    Two structures are told by what they mean, since how they lie in memory is their own affair: `Deadlines` drop
+    their dead entries, and `Ready` compacts its arrays, whenever they are looked at.
+    """
+    match thing:
+        case Deadlines():
+            return dict(thing._deadlines)
+        case Ready():
+            return in_order(thing)
+        case None | str() | bytes() | int() | float() | Enum() | Struct():
+            return thing
+        case dict() | SortedDict():
+            return [(frozen(key), frozen(value)) for key, value in thing.items() if not callable(value)]
+        case list() | tuple() | array() | SortedList():
+            return [frozen(each) for each in thing]
+        case set() | frozenset():
+            return frozenset(thing)
+        case _ if isinstance(thing, CONSTANT):
+            return None
+        case Exception():
+            return type(thing), thing.args
+        case _:
+            names = vars(thing) if hasattr(thing, "__dict__") else type(thing).__slots__
+            return type(thing).__name__, [(name, frozen(getattr(thing, name))) for name in names]
+
+
+def in_order(ready: Ready) -> list[tuple[int, int, int]]:
+    """The ready jobs as (priority, place, id)."""
+    jobs: list[tuple[int, int, int]] = []
+    for priority, band in ready._bands.items():
+        ids, places = band.array._ids, band.array._places
+        runs = (range(band.array._head, band.array._write), range(band.array._read, band.array._tail))
+        jobs += [(priority, places[slot], ids[slot]) for run in runs for slot in run if ids[slot] != TOMBSTONE]
+        jobs += [(priority, place, id_) for place, id_ in band.returned.items()]
+    return sorted(jobs)
+
+
+def size_bytes(engine: Engine) -> int:
+    """The bytes of all objects that the engine's state machine refers to, however indirectly."""
+    code = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
+    seen: set[int] = set()
+    todo: list[Any] = [engine._machine]  # type: ignore[attr-defined] # all engines have one; handlers must not know
+    size = 0
+    while todo:
+        thing = todo.pop()
+        if id(thing) not in seen and not isinstance(thing, code):
+            seen.add(id(thing))
+            size += sys.getsizeof(thing)
+            todo += gc.get_referents(thing)
+    return size
