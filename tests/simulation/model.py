@@ -288,6 +288,8 @@ class Model:
         queue = self.open_queue(command.queue)
         queue["policy"] = msgspec.to_builtins(command.policy)
         queue["declared"] = True
+        if command.paused is not None:
+            queue["paused"] = command.paused
         return self.view(command.queue)
 
     def pause(self, command: c.Pause) -> Facts:
@@ -298,21 +300,20 @@ class Model:
         queue = self.existing(command.queue)
         if queue["jobs"]:
             raise Refused("queue_not_empty", "queue")
-        view = self.view(command.queue)
         del self.queues[command.queue]
         self.first_id = max(self.first_id, queue["next_id"])
         self.first_fence = max(self.first_fence, queue["next_fence"])
-        return view
+        return self.view(command.queue)
 
     def view(self, name: str) -> Facts:
         queue = self.queues.get(name)
         if queue is None:
             queue = {"jobs": [], "policy": first_policy(name), "declared": False, "paused": False, "next_id": 1}
-            queue.update(events=None, seen={})
+            queue.update(events=[], seen={})
         ready = min(self.jobs_of(queue, "queued"), key=lambda job: job["place"], default=None)
         minute, into = divmod(self.now.monotonic, 60)
         rates = {}
-        for verb in METERED if queue["events"] is not None else ():
+        for verb in METERED:
             minutes = [at // 60 for what, at in queue["events"] if what == verb]
             rates[verb] = minutes.count(minute) + minutes.count(minute - 1) * (1 - into / 60)
         seen = {name: self.now.monotonic - at for name, at in queue["seen"].items()}
@@ -340,6 +341,9 @@ class Model:
         answer = self.answered("enqueue", command.key)
         if answer is not None:
             return {"jobs": answer}
+        for n, new in enumerate(command.jobs):
+            if new.not_before is not None and new.not_before - self.now.wall > self.settings.delay_seconds_max:
+                raise Refused("invalid", f"jobs[{n}].not_before")
         if command.queue not in self.queues:
             if self.settings.queues == "declared" and command.queue != "default":
                 raise Refused("unknown_queue", "queue")

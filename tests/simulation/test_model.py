@@ -97,6 +97,7 @@ HISTORY_ATTEMPTS_MAX = 3
 COMPACT_SLOTS_MIN = 3
 DEAD_ENTRIES_MIN = 3
 
+DELAY_SECONDS_MAX = Settings().delay_seconds_max
 MONOTONIC = 5_000.0
 WALL = 100_000.0
 SECRET = bytes(range(SECRET_BYTES))
@@ -147,7 +148,7 @@ OPTIONS = st.just(NO_OPTIONS) | st.builds(
     traceparent=often(None, "00-1"),
 )
 NEW_JOBS = st.tuples(
-    seldom(None, 0.0, 3.0, -2.0),  # not before, from now
+    seldom(None, 0.0, 3.0, -2.0, DELAY_SECONDS_MAX, DELAY_SECONDS_MAX + 1),  # not before, from now
     st.builds(
         NewJob,
         type=st.sampled_from(("t", "u")),
@@ -619,9 +620,9 @@ class ModelMachine(RuleBasedStateMachine):
         since, others = where
         return msgspec.structs.replace(others, since=None if since is None else self.wall + since)
 
-    @rule(queue=QUEUES, policy=POLICIES)
-    def set_policy(self, queue: str, policy: QueuePolicy) -> None:
-        self.do(SetPolicy(queue, policy))
+    @rule(queue=QUEUES, policy=POLICIES, paused=seldom(None, False, True))
+    def set_policy(self, queue: str, policy: QueuePolicy, paused: bool | None) -> None:
+        self.do(SetPolicy(queue, policy, paused))
 
     @rule(number=THERE, paused=seldom(False, True))
     def pause(self, number: int | None, paused: bool) -> None:
