@@ -34,7 +34,7 @@ def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
         case Settings() | Tokens():
             return None  # they never change
         case Deadlines():
-            return dict(thing._deadlines)
+            return {key: deadline for key, (deadline, _) in thing._live.items()}
         case Ready():
             return in_order(thing)
         case Enqueued(jobs):

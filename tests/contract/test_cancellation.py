@@ -23,6 +23,7 @@ from queue_actor.commands import (
     ReadQueue,
     Release,
     ReleaseClaim,
+    SetPolicy,
 )
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.errors import Busy, Draining, LeaseLost, OutcomeUnknown, TooManyWaiters
