@@ -1050,6 +1050,7 @@ async def test_a_bug_in_a_handler_is_answered_and_logged_with_its_traceback(serv
     assert (await client.ask("GET", "/readyz")).status == 200
     (failure,) = [line for line in server.log if line["level"] == "error"]
     assert failure["event"] == "handler_failed"
+    assert failure["request_id"] == answer.headers["x-request-id"]
     assert "ZeroDivisionError: planted" in failure["traceback"]
     assert "in broken" in failure["traceback"]
     assert [line["status"] for line in server.request_lines] == [500, 200]
