@@ -22,15 +22,17 @@ class Deadlines(Generic[K]):
     """The deadline of each key, earliest first; keys of equal deadlines in the order of the keys."""
 
     def __init__(self) -> None:
-        self._deadlines: dict[K, float] = {}
+        # The entry of each key that counts. Another that is equal is dead, or extending one lease again and again
+        # within one moment would pile up entries for ever.
+        self._live: dict[K, tuple[float, K]] = {}
         self._heap: list[tuple[float, K]] = []
         self._old: list[tuple[float, K]] = []
 
     def __len__(self) -> int:
-        return len(self._deadlines)
+        return len(self._live)
 
     def __getitem__(self, key: K) -> float:
-        return self._deadlines[key]
+        return self._live[key][0]
 
     @property
     def entries(self) -> int:
@@ -39,9 +41,9 @@ class Deadlines(Generic[K]):
 
     def set(self, key: K, deadline: float) -> None:
         """Give a key a deadline, in place of any it had."""
-        self._deadlines[key] = deadline
-        heappush(self._heap, (deadline, key))
-        if self._old or len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
+        entry = self._live[key] = (deadline, key)
+        heappush(self._heap, entry)
+        if self._old or len(self._heap) > 2 * len(self._live) + _DEAD_ENTRIES_MIN:
             self._carry_over()
 
     def clear(self, key: K) -> None:
@@ -50,15 +52,15 @@ class Deadlines(Generic[K]):
         Raises:
             KeyError: The key has none.
         """
-        del self._deadlines[key]
-        if self._old or len(self._heap) > 2 * len(self._deadlines) + _DEAD_ENTRIES_MIN:
+        del self._live[key]
+        if self._old or len(self._heap) > 2 * len(self._live) + _DEAD_ENTRIES_MIN:
             self._carry_over()
 
     def next(self) -> float | None:
         """The earliest deadline, or None."""
         deadline: float | None = None
         for heap in (self._heap, self._old):
-            while heap and self._deadlines.get(heap[0][1]) != heap[0][0]:
+            while heap and self._live.get(heap[0][1]) is not heap[0]:
                 heappop(heap)
             if heap and (deadline is None or heap[0][0] < deadline):
                 deadline = heap[0][0]
@@ -75,6 +77,6 @@ class Deadlines(Generic[K]):
         if not self._old:
             self._heap, self._old = [], self._heap
         for _ in range(min(CARRY_ENTRIES, len(self._old))):
-            deadline, key = self._old.pop()
-            if self._deadlines.get(key) == deadline:
-                heappush(self._heap, (deadline, key))
+            entry = self._old.pop()
+            if self._live.get(entry[1]) is entry:
+                heappush(self._heap, entry)

@@ -65,6 +65,7 @@ class ReadyArray:
         self._head = self._write = self._read = self._tail = 0
         self._live = 0
         self._tombstones: SortedList[int] = SortedList()  # their places
+        self._passed = 0  # tombstones that the head has passed: the first of the list, dropped by `tidy`
         self._compactions = 0
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class ReadyArray:
             capacity=len(self._ids),
             used=self._tail,
             live=self._live,
-            tombstones=len(self._tombstones),
+            tombstones=self._buried,
             compactions=self._compactions,
         )
 
@@ -139,33 +140,51 @@ class ReadyArray:
         """How many jobs have a lower place, in O(log n)."""
         before = bisect_left(self._places, place, self._head, self._write) - self._head
         before += bisect_left(self._places, place, self._read, self._tail) - self._read
-        return before - self._tombstones.bisect_left(place)
+        return before - max(0, self._tombstones.bisect_left(place) - self._passed)
 
     def tidy(self) -> None:
-        """Do one bounded step of compaction, if one is under way or due. To be called after each command."""
+        """Do one bounded step of compaction, if one is under way or due. To be called after each command.
+
+        The array stays short as long as a slice is more than what leaves between two calls.
+        """
+        if self._passed:
+            dropped = min(self._passed, self._slice)
+            del self._tombstones[:dropped]
+            self._passed -= dropped
         if self.compacting:
             self._compact_step()
         elif self._read == self._tail:
             self._read = self._tail = 0  # nothing is left to move
         else:
             used = self._tail
-            if used >= _COMPACT_SLOTS_MIN and self._read + len(self._tombstones) > used * self._compact:
+            if used >= _COMPACT_SLOTS_MIN and self._read + self._buried > used * self._compact:
                 self._compact_step()
 
+    @property
+    def _buried(self) -> int:
+        """Tombstones between head and tail."""
+        return len(self._tombstones) - self._passed
+
     def _first_slot(self) -> int | None:
-        """The slot of the first job; tombstones before it are dropped."""
-        ids = self._ids
-        while self._head < self._write:
-            if ids[self._head] != TOMBSTONE:
-                return self._head
-            self._tombstones.remove(self._places[self._head])
-            self._head += 1
-        while self._read < self._tail:
-            if ids[self._read] != TOMBSTONE:
-                return self._read
-            self._tombstones.remove(self._places[self._read])
-            self._read += 1
-        return None
+        """The slot of the first job; the head passes the tombstones before it."""
+        self._head = self._pass_tombstones(self._head, self._write)
+        if self._head < self._write:
+            return self._head
+        self._read = self._pass_tombstones(self._read, self._tail)
+        return self._read if self._read < self._tail else None
+
+    def _pass_tombstones(self, start: int, end: int) -> int:
+        """The first slot with a job. A walk would take a moment where many jobs are cancelled, so it is bisected."""
+        if start == end or self._ids[start] != TOMBSTONE:
+            return start
+
+        def jobs(slot: int) -> int:
+            """How many jobs there are from `start` up to and including this slot."""
+            return slot + 1 - start - (self._tombstones.bisect_right(self._places[slot]) - self._passed)
+
+        slot = start + bisect_left(range(start, end), 1, key=jobs)
+        self._passed += slot - start
+        return slot
 
     def _slot(self, place: int) -> int | None:
         for start, end in ((self._head, self._write), (self._read, self._tail)):
@@ -235,7 +254,7 @@ class Ready:
         self._settings = settings
         self._bands: dict[int, _Band] = {}
         self._priorities: list[int] = []  # of the bands, lowest first
-        self._touched: set[int] = set()  # priorities of bands that lost a job since the last `tidy`
+        self._lost: dict[int, int] = {}  # priority of a band -> jobs it lost since the last `tidy`
         self._count = 0
 
     def __len__(self) -> int:
@@ -269,7 +288,7 @@ class Ready:
         band = self._bands[priority]
         id_: int = band.returned.popitem(0)[1] if self._returned_goes_first(band) else band.array.popleft()
         self._count -= 1
-        self._touched.add(priority)
+        self._lost[priority] = self._lost.get(priority, 0) + 1
         return id_
 
     def remove(self, priority: int, place: int) -> None:
@@ -284,7 +303,7 @@ class Ready:
         else:
             band.array.remove(place)
         self._count -= 1
-        self._touched.add(priority)
+        self._lost[priority] = self._lost.get(priority, 0) + 1
 
     def ahead(self, priority: int, place: int) -> int:
         """How many jobs would be handed out before the one that stands there, in O(log n)."""
@@ -293,17 +312,19 @@ class Ready:
         return above + band.array.rank(place) + band.returned.bisect_left(place)
 
     def tidy(self) -> None:
-        """Do one bounded step of compaction where jobs have left; to be called once a command.
+        """Compact where jobs have left, by one bounded step or twice as many slots as jobs left; once a command.
 
+        Compaction that moved no more slots than commands take jobs out would never end, and the array would grow.
         The array of an empty band goes, except the normal priority's: its capacity is what the next burst will need.
         """
-        for priority in self._touched:
+        for priority, lost in self._lost.items():
             band = self._bands[priority]
-            band.array.tidy()
+            for _ in range(1 + 2 * lost // self._settings.compact_slice):
+                band.array.tidy()
             if priority and not len(band):
                 del self._bands[priority]
                 self._priorities.remove(priority)
-        self._touched.clear()
+        self._lost.clear()
 
     def statistics(self) -> dict[int, ArrayStatistics]:
         """The shape of each priority's array."""

@@ -142,12 +142,22 @@ class Setting(msgspec.Struct, frozen=True):
         """The command line flag, such as `--lease-seconds`."""
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def default_text(self) -> str:
+        """The default as it is written."""
+        return f"{self.default:.15g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """What may be written; empty if that is plain text."""
+        return ", ".join(self.choices) or self.bounds
+
 
 def _declarations() -> Iterator[Setting]:
     for name, annotation in get_type_hints(Settings, include_extras=True).items():
         plain, meta = get_args(annotation)
         bounds = [
-            f"{sign} {bound:g}"
+            f"{sign} {bound:.15g}"
             for sign, bound in ((">=", meta.ge), (">", meta.gt), ("<=", meta.le))
             if bound is not None
         ]
@@ -185,8 +195,8 @@ def read_settings(environment: Mapping[str, str], arguments: Sequence[str]) -> S
     settings = Settings(**values)
     if settings.lease_seconds > settings.lease_seconds_max:
         raise SettingError(
-            f"{PREFIX}LEASE_SECONDS: {settings.lease_seconds:g} is more than "
-            f"{PREFIX}LEASE_SECONDS_MAX, {settings.lease_seconds_max:g}"
+            f"{PREFIX}LEASE_SECONDS: {settings.lease_seconds:.15g} is more than "
+            f"{PREFIX}LEASE_SECONDS_MAX, {settings.lease_seconds_max:.15g}"
         )
     if settings.payload_bytes_max > settings.request_bytes_max:
         raise SettingError(
@@ -244,8 +254,7 @@ def help_text() -> str:
         "",
     ]
     for setting in SETTINGS:
-        default = f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
-        allowed = ", ".join(setting.choices) or setting.bounds
-        lines.append(f"  {setting.flag} (default {default}{'; ' + allowed if allowed else ''})")
+        allowed = f"; {setting.allowed}" if setting.allowed else ""
+        lines.append(f"  {setting.flag} (default {setting.default_text}{allowed})")
         lines.append(f"      {setting.variable}: {setting.description}")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Proves the project: scripts/test.sh [--all] [pytest arguments]
+# Proves the project: scripts/test.sh [--all | --model N] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
+#   --model N   N examples of the state machine beside its naive model, and nothing else
 # With pytest arguments only what they select runs, and no coverage is asked for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +15,13 @@ if [ "${1:-}" = --all ]; then
     marker="slow or not slow"
     scripts/check.sh
 fi
+if [ "${1:-}" = --model ]; then
+    export MODEL_EXAMPLES=${2:?"--model needs a number of examples"}
+    shift 2
+    set -- tests/simulation/test_model.py "$@"
+fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"
 fi
-exec .venv/bin/python -m pytest -m "$marker" --cov
+# One worker a core; tests that start processes share one, so that they do not compete with each other.
+exec .venv/bin/python -m pytest -m "$marker" --cov --numprocesses auto --dist loadgroup

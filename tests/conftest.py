@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import hypothesis
 import pytest
 
 from queue_actor.engine import Engine
@@ -9,11 +10,22 @@ from queue_actor.service import ENGINES, open_engine
 from queue_actor.settings import Settings
 from tests.fakes import SECRET, FakeClock, FakeStore, in_virtual_time
 
+pytest.register_assert_rewrite("tests.unit.world")
+
+# The machines that run these are slow and noisy at times: how long an example takes says nothing.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is marked so in virtual time. pytest-trio has put its own mark already, and heeds the first."""
+    """Keep the tests that start processes together, and run in virtual time what is marked so.
+
+    pytest-trio has put its own mark already, and heeds the first.
+    """
     for item in items:
+        if item.get_closest_marker("process"):
+            item.add_marker(pytest.mark.xdist_group("process"))
         if item.get_closest_marker("virtual_time") and item.get_closest_marker("trio"):
             item.add_marker(pytest.mark.trio(run=in_virtual_time), append=False)
 

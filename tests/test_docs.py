@@ -29,9 +29,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def written(setting: Setting) -> str:
-    default = f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
-    allowed = ", ".join(setting.choices) or setting.bounds
-    return f"| `{setting.variable}` | {default} | {allowed} | {setting.description} |"
+    return f"| `{setting.variable}` | {setting.default_text} | {setting.allowed} | {setting.description} |"
 
 
 def test_the_readme_lists_every_setting_as_it_is() -> None:

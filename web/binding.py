@@ -94,11 +94,19 @@ def _handed_over(bind: str, settings: Settings) -> socket.socket:
     if not re.fullmatch(r"[0-9]{1,6}", number):
         raise SettingError(f"{_VARIABLE}: {bind!r} is not fd://NUMBER")
     listener = socket.socket(fileno=int(number))
+    try:
+        _refuse_others(listener, bind)
+        if listener.family != socket.AF_UNIX:
+            _refuse_network(str(listener.getsockname()[0]), settings)
+    except SettingError:
+        listener.close()
+        raise
+    return listener
+
+
+def _refuse_others(listener: socket.socket, bind: str) -> None:
     if listener.family not in {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6} or listener.type != socket.SOCK_STREAM:
         raise SettingError(f"{_VARIABLE}: {bind} is no socket for connections")
-    if listener.family != socket.AF_UNIX:
-        _refuse_network(str(listener.getsockname()[0]), settings)
-    return listener
 
 
 def _refuse_network(address: str, settings: Settings) -> None:

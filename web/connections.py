@@ -17,6 +17,7 @@ events. Rules for editors:
 """
 
 import logging
+import re
 import socket
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -52,6 +53,8 @@ UNACKNOWLEDGED_SECONDS = 30
 
 # A hostile body, a chunk for each byte, takes h11 20 ms a read: nobody else is served meanwhile.
 READ_BYTES = 16 * KIB
+# What h11 quotes in its errors. It may be the line with a token.
+QUOTED = re.compile(r":? (?:bytearray\()?b['\"].*", re.DOTALL)
 # Connections above the limit that are told so at a time; further ones are closed without a word.
 REFUSED_MAX = 100
 
@@ -385,7 +388,7 @@ class Connection:
             return self.http.next_event()
         except h11.RemoteProtocolError as error:
             code = {431: "headers_too_large", 501: "not_implemented"}.get(error.error_status_hint, "malformed")
-            raise Problem(code, f"This is not HTTP/1.1: {error}.") from error
+            raise Problem(code, f"This is not HTTP/1.1: {QUOTED.sub('', str(error))}.") from error
 
     async def _feed(self) -> None:
         """Waits for more from the client, and hands it to h11."""

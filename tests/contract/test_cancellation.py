@@ -23,12 +23,11 @@ from queue_actor.commands import (
     ReadQueue,
     Release,
     ReleaseClaim,
-    SetPolicy,
 )
 from queue_actor.engine import Engine, EngineStatistics
-from queue_actor.errors import Busy, LeaseLost, TooManyWaiters
+from queue_actor.errors import Busy, Draining, LeaseLost, OutcomeUnknown, TooManyWaiters
 from queue_actor.jobs import Change, Job, JobState, QueuePolicy, Retry, RetryKind
-from queue_actor.service import open_engine
+from queue_actor.service import FAREWELL_SECONDS, open_engine
 from queue_actor.settings import Settings
 from queue_actor.sweeper import PAUSE_SECONDS_MIN
 from tests.fakes import SECRET, FakeClock, FakeStore, in_seeded_virtual_time
@@ -42,8 +41,12 @@ LEASE_SECONDS = (0.1, 0.1, 0.5, 2.0)
 PATIENCE_SECONDS = (0.0, COMMIT_SECONDS, 2 * COMMIT_SECONDS, 0.05, inf, inf, inf)
 WAIT_SECONDS = (0.0, COMMIT_SECONDS, 5 * COMMIT_SECONDS, 0.05, 1.0)
 WORK_SECONDS = (0.0, 0.0, COMMIT_SECONDS, 0.05, 0.6)
+
 # No job dies of having slept through its leases, and none waits longer than a lease for its next try.
 PATIENT = QueuePolicy(max_attempts=None, max_stale=None, retry=Retry(RetryKind.FIXED, base_seconds=0.3))
+
+STORMY = Settings(waiters_max=10, inbox_requests_max=50, sweep_seconds=0.25)
+IDLE = EngineStatistics(inbox_requests=0, waiters=0)
 
 Key = tuple[str, int]
 
@@ -68,7 +71,7 @@ class Crowd:
                 self._scopes.append(scope)
                 try:
                     await self._random.choice((self._produce, self._consume, self._consume, self._consume))()
-                except (Busy, TooManyWaiters) as refusal:
+                except (Busy, TooManyWaiters, Draining, OutcomeUnknown) as refusal:
                     self.refused[refusal.code] += 1
             self._scopes.remove(scope)
             self.cancelled += scope.cancelled_caught
@@ -118,6 +121,28 @@ class Crowd:
             if job.state is JobState.CONCLUDED:
                 self.concluded.append((queue, id_))
 
+    # A caller who does everything once, beside two who do not care for him.
+
+    async def errand(self) -> None:
+        reply = await self._engine.execute(Enqueue("one", [NewJob("a")]))
+        self.enqueued += [("one", job.id) for job in reply.jobs if isinstance(job, EnqueuedJob)]
+        for _ in range(2):  # his own job, and then one that another produces
+            dequeued = await self._engine.execute(Dequeue("one", wait_seconds=1, lease_seconds=0.5))
+            self.fences += [(lease.job.queue, lease.job.fence) for lease in dequeued.leases]
+            for lease in dequeued.leases:
+                claim = Claim("one", lease.job.id, lease.token)
+                self.concluded.append(("one", (await self._engine.execute(Conclude([claim]))).single().id))
+
+    async def produce_later(self) -> None:
+        await trio.sleep(0.5)
+        reply = await self._engine.execute(Enqueue("one", [NewJob("a")]))
+        self.enqueued += [("one", job.id) for job in reply.jobs if isinstance(job, EnqueuedJob)]
+
+    async def wait_behind(self) -> None:
+        await trio.sleep(0.25)
+        dequeued = await self._engine.execute(Dequeue("one", wait_seconds=2, lease_seconds=0.5))
+        self.fences += [(lease.job.queue, lease.job.fence) for lease in dequeued.leases]
+
 
 def lives(store: FakeStore) -> dict[Key, list[Job]]:
     """The versions of each job, as they were stored, oldest first."""
@@ -151,30 +176,28 @@ def check_leases(life: list[Job], late_seconds: float) -> None:
             assert all(attempt.ended_at <= after.started_at for attempt in before.history)  # type: ignore[operator] # it was leased
 
 
-async def storm(settings: Settings, seed: int) -> Crowd:
-    store, clock = FakeStore(), FakeClock()
-    store.seconds = COMMIT_SECONDS
-    settings = replace(settings, waiters_max=10, inbox_requests_max=50, sweep_seconds=0.25)
-    async with open_engine(settings, clock=clock, store=store, secret=SECRET) as engine:
-        for queue in QUEUES:
-            await engine.execute(SetPolicy(queue, PATIENT))
-        crowd = Crowd(engine, Random(seed))  # noqa: S311 - a storm that can be repeated
-        async with trio.open_nursery() as nursery:
-            for _ in range(CALLERS):
-                nursery.start_soon(crowd.caller)
-        with trio.fail_after(50 * COMMIT_SECONDS):  # an abandoned request is dropped when its turn comes
-            while engine.statistics() != EngineStatistics(inbox_requests=0, waiters=0):  # noqa: ASYNC110 - a figure
-                await trio.sleep(COMMIT_SECONDS)
+def check_what_was_told(crowd: Crowd, store: FakeStore) -> None:
+    """Who got an answer was carried out, and who was cancelled was not."""
+    assert [change.revision for change in store.changes] == list(range(1, len(store.changes) + 1))
+    assert sorted(lives(store)) == sorted(crowd.enqueued)
+    assert sorted((job.queue, job.fence) for job in leased(store.changes)) == sorted(crowd.fences)
+    assert concluded(store) == set(crowd.concluded)
 
-        # Who got an answer was carried out, and who was cancelled was not.
-        assert [change.revision for change in store.changes] == list(range(1, len(store.changes) + 1))
-        assert sorted(lives(store)) == sorted(crowd.enqueued)
-        assert sorted((job.queue, job.fence) for job in leased(store.changes)) == sorted(crowd.fences)
-        concluded = {key for key, life in lives(store).items() if life[-1].state is JobState.CONCLUDED}
-        assert concluded == set(crowd.concluded)
 
-        # Whatever is left can be concluded when the last lease has run out.
-        calm_at = trio.current_time()
+def concluded(store: FakeStore) -> set[Key]:
+    return {key for key, life in lives(store).items() if life[-1].state is JobState.CONCLUDED}
+
+
+async def become_idle(engine: Engine) -> None:
+    """Abandoned requests are dropped when their turn comes, and the sweeper may be at work."""
+    with trio.fail_after(50 * COMMIT_SECONDS):
+        while engine.statistics() != IDLE:  # noqa: ASYNC110 - a figure has no event
+            await trio.sleep(COMMIT_SECONDS)
+
+
+async def conclude_the_rest(engine: Engine, crowd: Crowd) -> None:
+    """Whatever is left can be concluded as soon as the last lease has run out."""
+    with trio.fail_after(max(LEASE_SECONDS) + STORMY.sweep_seconds + 1):
         for queue in QUEUES:
             while sum((await engine.execute(ReadQueue(queue))).counts.values()) > len(
                 [key for key in crowd.concluded if key[0] == queue]
@@ -182,14 +205,29 @@ async def storm(settings: Settings, seed: int) -> Crowd:
                 for lease in (await engine.execute(Dequeue(queue, 100, wait_seconds=5))).leases:
                     (await engine.execute(Conclude([Claim(queue, lease.job.id, lease.token)]))).single()
                     crowd.concluded.append((queue, lease.job.id))
-        assert trio.current_time() - calm_at <= max(LEASE_SECONDS) + settings.sweep_seconds + 1
+
+
+async def storm(settings: Settings, seed: int) -> Crowd:
+    store = FakeStore()
+    store.seconds = COMMIT_SECONDS
+    settings = replace(STORMY, engine=settings.engine)
+    async with open_engine(settings, clock=FakeClock(), store=store, secret=SECRET) as engine:
+        for queue in QUEUES:
+            await engine.execute(SetPolicy(queue, PATIENT))
+        crowd = Crowd(engine, Random(seed))  # noqa: S311 - a storm that can be repeated
+        async with trio.open_nursery() as nursery:
+            for _ in range(CALLERS):
+                nursery.start_soon(crowd.caller)
+        await become_idle(engine)
+        check_what_was_told(crowd, store)
+        await conclude_the_rest(engine, crowd)
         assert sorted(crowd.concluded) == sorted(crowd.enqueued)
         for life in lives(store).values():
             check_leases(life, settings.sweep_seconds + PAUSE_SECONDS_MIN + 2 * COMMIT_SECONDS)
     return crowd
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_callers_who_are_cancelled_at_random_lose_nothing_and_leave_nothing_behind(
     settings: Settings, seed: int
 ) -> None:
@@ -203,3 +241,97 @@ def test_callers_who_are_cancelled_at_random_lose_nothing_and_leave_nothing_behi
 def test_a_storm_can_be_repeated(settings: Settings) -> None:
     first, second = (in_seeded_virtual_time(1, lambda: storm(settings, 1)) for _ in range(2))
     assert (first.enqueued, first.fences, first.cancelled) == (second.enqueued, second.fences, second.cancelled)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_block_that_ends_in_the_storm_has_answered_all_it_took(settings: Settings, seed: int) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        store.seconds = COMMIT_SECONDS
+        async with trio.open_nursery() as nursery:
+            async with open_engine(replace(STORMY, engine=settings.engine), store=store) as engine:
+                crowd = Crowd(engine, Random(seed))  # noqa: S311 - a storm that can be repeated
+                for _ in range(CALLERS):
+                    nursery.start_soon(crowd.caller)
+                await trio.sleep(0.05 * (1 + seed))
+            ended_at = trio.current_time()
+            assert engine.statistics() == IDLE
+            stored = len(store.changes)
+        assert len(store.changes) == stored
+        assert ended_at <= 0.05 * (1 + seed) + CALLERS * COMMIT_SECONDS
+        check_what_was_told(crowd, store)
+        assert crowd.refused["draining"] > 0
+        assert crowd.refused["outcome_unknown"] == 0
+
+    in_seeded_virtual_time(seed, main)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_was_answered_before_the_store_failed_in_the_storm_was_stored(settings: Settings, seed: int) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        store.seconds = COMMIT_SECONDS
+        async with trio.open_nursery() as nursery:
+            with pytest.RaisesGroup(OSError, flatten_subgroups=True):
+                async with open_engine(replace(STORMY, engine=settings.engine), store=store) as engine:
+                    crowd = Crowd(engine, Random(seed))  # noqa: S311 - a storm that can be repeated
+                    for _ in range(CALLERS):
+                        nursery.start_soon(crowd.caller)
+                    await trio.sleep(0.05 * (1 + seed))
+                    store.failure = OSError("disk")
+                    await trio.sleep_forever()
+            assert trio.current_time() <= 0.05 * (1 + seed) + STORMY.sweep_seconds + FAREWELL_SECONDS + 0.1
+        assert engine.statistics() == IDLE
+        check_what_was_told(crowd, store)
+        assert crowd.refused["outcome_unknown"] > 0
+        assert crowd.refused["draining"] > 0
+
+    in_seeded_virtual_time(seed, main)
+
+
+# --- cancelled at each step of the scheduler, one after the other
+
+
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope before the n-th step of any task."""
+
+    def __init__(self, step: int, scope: trio.CancelScope) -> None:
+        self.steps_left = step
+        self._scope = scope
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        del task
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            self._scope.cancel()
+
+
+@pytest.mark.parametrize("commit_seconds", [0.0, COMMIT_SECONDS])
+def test_a_caller_may_be_cancelled_at_any_step(settings: Settings, commit_seconds: float) -> None:
+    async def main() -> bool:
+        """Whether the whole errand was done before the step came."""
+        store = FakeStore()
+        store.seconds = commit_seconds
+        async with open_engine(replace(STORMY, engine=settings.engine), store=store, secret=SECRET) as engine:
+            crowd = Crowd(engine, Random(0))  # noqa: S311 - it draws nothing
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(crowd.wait_behind)
+                nursery.start_soon(crowd.produce_later)
+                scope = trio.CancelScope()
+                instrument = CancelAtStep(step, scope)
+                trio.lowlevel.add_instrument(instrument)
+                with scope:
+                    await crowd.errand()
+                done = instrument.steps_left > 0
+                if done:
+                    trio.lowlevel.remove_instrument(instrument)
+            await become_idle(engine)
+            check_what_was_told(crowd, store)
+            await conclude_the_rest(engine, crowd)
+        return done
+
+    step, done = 0, False
+    while not done:
+        step += 1
+        done = in_seeded_virtual_time(step, main)
+    assert step > 20

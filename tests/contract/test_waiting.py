@@ -639,6 +639,17 @@ async def test_a_reader_may_wait_for_the_end_of_a_job(engine: Engine, nursery: t
     assert other.ended_at is None or ends is job_expires
 
 
+async def test_a_reader_is_told_of_no_other_job(engine: Engine, nursery: trio.Nursery) -> None:
+    await enqueue(engine, "a", "b")
+    await enqueue(engine, "a", queue="other")
+    call = await reads(nursery, engine)
+    await engine.execute(Cancel("q", [2]))
+    await engine.execute(Cancel("other", [1]))
+    await pass_time(20)
+    assert call.reply == await read(engine)
+    assert call.reply.state is JobState.QUEUED
+
+
 async def test_a_reader_of_a_job_that_has_ended_does_not_wait(engine: Engine) -> None:
     await conclude(engine, await lease(engine))
     assert await engine.execute(ReadJob("q", 1, wait_seconds=20)) == await read(engine)

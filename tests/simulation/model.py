@@ -342,7 +342,7 @@ class Model:
         if answer is not None:
             return {"jobs": answer}
         for n, new in enumerate(command.jobs):
-            if new.not_before is not None and new.not_before - self.now.wall > self.settings.delay_seconds_max:
+            if new.not_before is not None and new.not_before > self.now.wall + self.settings.delay_seconds_max:
                 raise Refused("invalid", f"jobs[{n}].not_before")
         if command.queue not in self.queues:
             if self.settings.queues == "declared" and command.queue != "default":

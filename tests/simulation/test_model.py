@@ -84,7 +84,7 @@ from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES, Tokens
 from tests.simulation.model import Facts, Key, Model, Refused
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "600"))
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "400"))
 """Set by `scripts/test.sh --model N`."""
 
 EXAMPLES_SLOW = 2_000
@@ -128,15 +128,14 @@ SEVERAL = st.sampled_from(("*", "a*", ("ab", "a"), ("a", "a", "default"), ("defa
 CONSUMERS = st.sampled_from((None, "c1", "c2", "c3"))
 TEXTS = st.sampled_from((None, b"1", b"4444", b"88888888"))
 BACKS = st.integers(0, 4)  # how far back, in a list of what is there
-IDS = st.none() | BACKS  # the same, or an id of a job that need not be there
-KEYS = seldom(
-    None,
+IDS = st.integers(-4, 4)  # below 0: in a list of what may be there or not
+IDEMPOTENCY_KEYS = (
     IdempotencyKey("s", "i1", b"1"),
-    IdempotencyKey("s", "i1", b"1"),
-    IdempotencyKey("s", "i1", b"2"),
     IdempotencyKey("s", "i2", b"1"),
     IdempotencyKey("t", "i1", b"1"),
+    IdempotencyKey("s", "i1", b"2"),
 )
+KEYS = seldom(None, *IDEMPOTENCY_KEYS)
 OPTIONS = st.just(NO_OPTIONS) | st.builds(
     JobOptions,
     max_attempts=often(None, 1, 2, 3),
@@ -148,7 +147,7 @@ OPTIONS = st.just(NO_OPTIONS) | st.builds(
     traceparent=often(None, "00-1"),
 )
 NEW_JOBS = st.tuples(
-    seldom(None, 0.0, 3.0, -2.0, DELAY_SECONDS_MAX, DELAY_SECONDS_MAX + 1),  # not before, from now
+    seldom(None, 0.0, 3.0, -2.0, 100.0, 100.25),  # not before, from now
     st.builds(
         NewJob,
         type=st.sampled_from(("t", "u")),
@@ -193,6 +192,7 @@ WORLDS = st.builds(
     sweep_slice=st.sampled_from((2, 1, 4)),
     queues_max=st.sampled_from((3, 2)),
     queues=seldom("auto", "declared"),
+    delay_seconds_max=st.just(100.0),
     queued_jobs_max=st.sampled_from((12, 5)),
     memory_bytes_max=st.sampled_from((80, 30)),
     reply_bytes_max=st.sampled_from((1_000, 9)),
@@ -201,14 +201,20 @@ WORLDS = st.builds(
     dead_retention_seconds=st.just(25.0),
     dead_retention_jobs=st.sampled_from((100, 1)),
     idempotency_seconds=st.just(12.0),
-    idempotency_keys_max=st.sampled_from((2, 1, 0)),
+    idempotency_keys_max=often(2, 1, 0),
     ready_initial=st.just(1),
     ready_compact=st.sampled_from((0.5, 0.1)),
     compact_slice=st.just(2),
 )
-SHOWN = ("token", "token", "name", "old token", "token of another", "forged token", "rubbish", "nothing")
+SHOWN = ("token", "token", "name", "old token", "token of another", "forged token", "rubbish", "nothing", "nothing")
 CLAIMS = st.tuples(BACKS, st.sampled_from(SHOWN), CONSUMERS)
 Shown = tuple[int, str, str | None]
+CLAIM_TYPES: dict[Any, type[Claim]] = {
+    Conclude: ConcludeClaim,
+    Fail: FailClaim,
+    Extend: ExtendClaim,
+    Release: ReleaseClaim,
+}
 MEANT: dict[Any, frozenset[JobState]] = {
     Cancel: WAITING | {JobState.IN_PROGRESS},
     Redrive: frozenset({JobState.DEAD, JobState.CANCELLED}),
@@ -217,6 +223,8 @@ MEANT: dict[Any, frozenset[JobState]] = {
     Forget: FINISHED,
 }
 """The jobs that each verb is for."""
+
+NEVER_REFUSED = (Sweep, ReadQueue, ListQueues, Search)
 
 
 class ModelMachine(RuleBasedStateMachine):
@@ -254,7 +262,6 @@ class ModelMachine(RuleBasedStateMachine):
         self.revision = 0
         self.compared: dict[Key, Job] = {}
         self.under_keys: list[Enqueue | Dequeue] = []
-        self.state = copy_of(self.machine)
         self.do(SetPolicy("a", policy))
         self.enqueue("a", jobs, None)
         self.enqueue("default", others, None)
@@ -275,6 +282,7 @@ class ModelMachine(RuleBasedStateMachine):
         self.agreed = False
         self.model.now = self.now
         available = [name for name in self.model.queues if self.model.available(name)]
+        before = None if isinstance(command, NEVER_REFUSED) else copy_of(self.machine)
         try:
             reply: Any = self.machine.apply(command, self.now)
         except QueueError as refusal:
@@ -291,16 +299,14 @@ class ModelMachine(RuleBasedStateMachine):
         assert plain(reply) == rounded(expected)
         now_available = [name for name in self.model.queues if self.model.available(name)]
         assert readied.issuperset(set(now_available) - set(available)), "nobody was told that there are jobs"
-        state = copy_of(self.machine)
         if isinstance(reply, QueueError) or (
             isinstance(reply, Results) and all(isinstance(job, QueueError) for job in reply.jobs)
         ):
-            assert state == self.state, "a refused command changed something"
+            assert before == copy_of(self.machine), "a refused command changed something"
             assert not changes
             assert not readied
         if isinstance(command, Enqueue | Dequeue) and command.key is not None:
             self.under_keys.append(command)
-        self.state = state
         self.compare()
         self.count_again()
         self.agreed = True
@@ -435,14 +441,28 @@ class ModelMachine(RuleBasedStateMachine):
     @rule(
         number=THERE,
         unique_key=st.sampled_from(("k1", "k1", "k2")),
-        on_existing=st.sampled_from(OnExisting),
         unique_until=st.sampled_from(UniqueUntil),
-        payload=TEXTS,
-        delay_seconds=often(0.0, 5.0),
+        times=st.lists(
+            st.tuples(st.sampled_from(OnExisting), TEXTS, often(0.0, 5.0), often(0, 2)), min_size=1, max_size=3
+        ),
+        at_once=st.booleans(),
     )
-    def enqueue_unique(self, number: int | None, unique_key: str, unique_until: UniqueUntil, **content: Any) -> None:
+    def enqueue_unique(
+        self,
+        number: int | None,
+        unique_key: str,
+        unique_until: UniqueUntil,
+        times: Sequence[tuple[OnExisting, bytes | None, float, int]],
+        at_once: bool,
+    ) -> None:
+        """The same job again and again, in a batch or one after the other."""
         options = JobOptions(unique_key=unique_key, unique_until=unique_until)
-        self.do(Enqueue(self.there(number), [NewJob("t", options=options, **content)]))
+        new = [
+            NewJob("t", payload, priority, delay_seconds=delay, options=options, on_existing=on_existing)
+            for on_existing, payload, delay, priority in times
+        ]
+        for batch in [new] if at_once else [[one] for one in new]:
+            self.do(Enqueue(self.there(number), batch))
 
     @precondition(lambda self: self.under_keys)
     @rule(back=BACKS, other_body=seldom(False, True))
@@ -481,14 +501,6 @@ class ModelMachine(RuleBasedStateMachine):
     )
     def dequeue_any(self, **fields: Any) -> None:
         self.dequeue(Dequeue(**fields))
-
-    @rule(queue=QUEUES, consumer=CONSUMERS, count=st.sampled_from((1, 3)))
-    def dequeue_one(self, queue: str, consumer: str | None, count: int) -> None:
-        self.dequeue(Dequeue(queue, count=count, consumer=consumer))
-
-    @rule(order=st.sampled_from(DequeueOrder), count=st.sampled_from((1, 2, 4)), names=SEVERAL)
-    def dequeue_several(self, order: DequeueOrder, count: int, names: str | tuple[str, ...]) -> None:
-        self.dequeue(Dequeue(names, count=count, order=order))
 
     def claim(self, back: int, shown: str, consumer: str | None) -> dict[str, Any]:
         """What a caller shows who means one of the last leases that hold, or that were given."""
@@ -535,64 +547,150 @@ class ModelMachine(RuleBasedStateMachine):
         self.do(Release([ReleaseClaim(**self.claim(*shown), delay_seconds=seconds) for shown, seconds in claims]))
 
     @rule(
-        verb=st.sampled_from((Conclude, Fail, Extend, Release)),
+        verb=st.sampled_from(tuple(CLAIM_TYPES)),
         queue=QUEUES,
         back=BACKS,
         token=often(None, ""),
         consumer=CONSUMERS,
     )
     def claim_what_is_not_leased(self, verb: Any, queue: str, back: int, token: str | None, consumer: Any) -> None:
-        claims: dict[Any, type[Claim]] = {Fail: FailClaim, Extend: ExtendClaim, Release: ReleaseClaim}
         others = [key for key in self.known if key not in self.model.lease_ends]
         others += [(queue, 0), (queue, 1), (queue, self.last_ids.get(queue, 0) + 1)]
-        self.do(verb([claims.get(verb, Claim)(*others[back % len(others)], token, consumer)]))
+        self.do(verb([CLAIM_TYPES[verb](*others[back % len(others)], token, consumer)]))
 
     # --- what workers do in life, so that long lives of a job are reached
 
-    @rule(number=THERE, times=st.integers(1, 4), lease_seconds=often(None, 1.0), cancel=seldom(False, True))
-    def workers_die(self, number: int | None, times: int, lease_seconds: float | None, cancel: bool) -> None:
-        for _ in range(times):
-            if not self.dequeue(Dequeue(self.there(number), consumer="c1", lease_seconds=lease_seconds)):
-                break
-            if cancel:
-                self.do(Cancel(*self.given_last()))
-            self.later(8.0)
-
-    @rule(number=THERE, times=st.integers(1, 5), error=ERRORS, after=often(0.0, None), cancel=seldom(False, True))
-    def attempts_fail(
-        self, number: int | None, times: int, error: JobError | None, after: float | None, cancel: bool
+    @rule(
+        number=THERE,
+        outcomes=st.lists(st.sampled_from(("died", "failed", "failed at once", "released")), min_size=1, max_size=6),
+        error=ERRORS,
+        cancelled=often(None, 0, 1, 2),
+        other=often(None, *CLAIM_TYPES),
+        other_shows=st.sampled_from(("old token", "nothing")),
+    )
+    def attempts(
+        self,
+        *,
+        number: int | None,
+        outcomes: Sequence[str],
+        error: JobError | None,
+        cancelled: int | None,
+        other: Any,
+        other_shows: str,
     ) -> None:
-        for _ in range(times):
-            if not self.dequeue(Dequeue(self.there(number))):
+        """The first job in line is tried again and again, and others than the holder speak of it, too."""
+        for attempt, outcome in enumerate(outcomes):
+            if not self.dequeue(Dequeue(self.there(number), consumer="c1")):
                 break
-            if cancel:
-                self.do(Cancel(*self.given_last()))
-            self.do(Fail([FailClaim(**self.claim(0, "old token", None), error=error, retry_after_seconds=after)]))
-            self.later(3.0)
+            shown = self.claim(0, "old token", None)
+            if attempt == cancelled:
+                self.do(Cancel(shown["queue"], [shown["id"]]))
+            if other is not None:
+                self.do(other([CLAIM_TYPES[other](**self.claim(1, other_shows, None))]))
+            if outcome == "released":
+                self.do(Release([ReleaseClaim(**shown)]))
+            elif outcome == "died":
+                self.later(5.0)
+            else:
+                after = 0.0 if outcome == "failed at once" else None
+                self.do(Fail([FailClaim(**shown, error=error, retry_after_seconds=after)]))
+            self.later(4.0)
 
-    def given_last(self) -> tuple[str, list[int]]:
-        """The job of the last lease."""
-        queue, id_, _, _ = self.tokens[-1]
-        return queue, [id_]
+    @rule(names=SEVERAL, order=st.sampled_from(DequeueOrder), how=st.sampled_from(("released", "failed", "died")))
+    def one_comes_back_to_idle_workers(self, names: str | tuple[str, ...], order: DequeueOrder, how: str) -> None:
+        """Everything is handed out, and then one job returns."""
+        ask = Dequeue(names, count=4, order=order, lease_seconds=3.0)
+        while self.dequeue(ask):
+            pass
+        if self.tokens:
+            shown = self.claim(0, "old token", None)
+            if how == "released":
+                self.do(Release([ReleaseClaim(**shown)]))
+            elif how == "failed":
+                self.do(Fail([FailClaim(**shown, retry_after_seconds=0.0)]))
+            else:
+                self.later(3.0)
+        self.dequeue(ask)
+
+    @rule(
+        number=THERE,
+        kind=st.sampled_from((Dequeue, Dequeue, Enqueue)),
+        key=st.sampled_from(IDEMPOTENCY_KEYS),
+        meanwhile=st.sampled_from(("died", "concluded", "nothing")),
+        seconds=st.sampled_from((0.0, 11.75, 12.0)),
+        other_body=seldom(False, True),
+    )
+    def an_answer_is_lost(
+        self, *, number: int | None, kind: Any, key: IdempotencyKey, meanwhile: str, seconds: float, other_body: bool
+    ) -> None:
+        """A command is sent again under its key, after a while in which something may have happened."""
+        again_at = self.monotonic + seconds
+        name = self.there(number)
+        command = Enqueue(name, [NewJob("t")], key) if kind is Enqueue else Dequeue(name, count=2, key=key)
+        self.do(command)
+        if self.tokens and meanwhile == "concluded":
+            self.do(Conclude([ConcludeClaim(**self.claim(0, "old token", None))]))
+        elif meanwhile == "died":
+            self.later(5.0)
+            self.dequeue(Dequeue(name, count=3))
+        self.time_passes(max(0.0, again_at - self.monotonic))
+        if other_body:
+            command = msgspec.structs.replace(command, key=msgspec.structs.replace(key, fingerprint=b"other"))
+        self.do(command)
+
+    @rule(
+        number=THERE,
+        jobs=st.integers(2, 5),
+        delay_seconds=often(0.0, 1.0, 3.0),
+        count=often(1, 2),
+        offset=often(0.0, -0.25),
+        names=SEVERAL,
+    )
+    def jobs_expire_in_line(
+        self, *, number: int | None, jobs: int, delay_seconds: float, count: int, offset: float, names: Any
+    ) -> None:
+        """More of them than one dequeue looks at."""
+        for _ in range(jobs):
+            self.do(Enqueue(self.there(number), [NewJob("t", ttl_seconds=2.0, delay_seconds=delay_seconds)]))
+        self.do(Enqueue(self.there(number), [NewJob("t")]))
+        self.time_passes(2.0 + offset)
+        self.dequeue(Dequeue(self.there(number), count=count))
+        self.dequeue(Dequeue(names, count=count, order=DequeueOrder.FAIR))
+        self.do(Sweep())
 
     # --- operators
 
     @rule(verb=st.sampled_from(tuple(MEANT)), number=THERE, backs=st.lists(IDS, min_size=1, max_size=3))
-    def by_id(self, verb: Any, number: int | None, backs: Sequence[int | None]) -> None:
+    def by_id(self, verb: Any, number: int | None, backs: Sequence[int]) -> None:
         """A verb for jobs that it is meant for, if there are any; or for any other."""
         meant = [key for key, job in self.known.items() if job.state in MEANT[verb]]
-        queue = meant[(backs[0] or 0) % len(meant)][0] if meant and number is not None else self.there(number)
+        queue = meant[backs[0] % len(meant)][0] if meant and number is not None else self.there(number)
         last = self.last_ids.get(queue, 0)
         others = [*(id_ for name, id_ in self.known if name == queue), 0, 1, last, last + 1]
         ids = [id_ for name, id_ in meant if name == queue] or others
-        chosen = [others[-len(ids) % len(others)] if back is None else ids[back % len(ids)] for back in backs]
-        self.do(verb(queue, chosen))
+        self.do(verb(queue, [ids[back % len(ids)] if back >= 0 else others[-back % len(others)] for back in backs]))
+
+    @rule(number=THERE, unique_until=st.sampled_from(UniqueUntil), at_once=st.booleans(), cancel=st.booleans())
+    def a_key_is_taken_meanwhile(
+        self, number: int | None, unique_until: UniqueUntil, at_once: bool, cancel: bool
+    ) -> None:
+        """Two jobs of one key, one after the other; then the first is redriven."""
+        name = self.there(number)
+        new = NewJob("t", priority=2, options=JobOptions(unique_key="k1", unique_until=unique_until))
+        self.do(Enqueue(name, [new]))
+        id_ = self.last_ids.get(name, 1)
+        if cancel:
+            self.do(Cancel(name, [id_]))
+        elif self.dequeue(Dequeue(name)):
+            self.do(Fail([FailClaim(**self.claim(0, "old token", None), retry=False)]))
+        self.do(Enqueue(name, [new]))
+        self.do(Bulk(name, BulkVerb.REDRIVE, JobFilter()) if at_once else Redrive(name, [id_]))
 
     @rule(
         number=THERE,
         verb=st.sampled_from(BulkVerb),
         where=FILTERS,
-        dry_run=seldom(False, True),
+        dry_run=st.sampled_from((False, False, True)),
         after_id=seldom(0, 1, 3),
         until_id=seldom(None, 2, 5),
         per_second=often(None, 0.5, 4.0),
@@ -620,27 +718,42 @@ class ModelMachine(RuleBasedStateMachine):
         since, others = where
         return msgspec.structs.replace(others, since=None if since is None else self.wall + since)
 
-    @rule(queue=QUEUES, policy=POLICIES, paused=seldom(None, False, True))
-    def set_policy(self, queue: str, policy: QueuePolicy, paused: bool | None) -> None:
-        self.do(SetPolicy(queue, policy, paused))
+    @rule(
+        number=THERE,
+        cancel=st.booleans(),
+        per_second=often(None, 0.5, 4.0),
+        dry_run=seldom(False, True),
+        slices=st.sampled_from((9, 1)),
+    )
+    def all_are_redriven(self, number: int | None, cancel: bool, **fields: Any) -> None:
+        """What there is to do ends badly, and is done again, at once or at a rate."""
+        name = self.there(number)
+        if cancel:
+            self.do(Cancel(name, [id_ for queue, id_ in self.known if queue == name]))
+        else:
+            given = len(self.tokens)
+            self.dequeue(Dequeue(name, count=4))
+            self.do(Fail([FailClaim(queue, id_, token, retry=False) for queue, id_, token, _ in self.tokens[given:]]))
+        self.bulk(number=number, verb=BulkVerb.REDRIVE, where=(None, JobFilter()), spread=None, **fields)
+
+    @rule(queue=QUEUES, policy=POLICIES, paused=often(None, False, True))
+    def set_policy(self, **fields: Any) -> None:
+        self.do(SetPolicy(**fields))
 
     @rule(number=THERE, paused=seldom(False, True))
     def pause(self, number: int | None, paused: bool) -> None:
         self.do(Pause(self.there(number), paused))
 
-    @rule(number=THERE)
-    def delete_queue(self, number: int | None) -> None:
-        self.do(DeleteQueue(self.there(number)))
-
-    @rule(number=THERE, seconds=often(0.0, -5.0))
-    def make_queue_again(self, number: int | None, seconds: float) -> None:
+    @rule(number=THERE, clear_out=st.booleans(), seconds=often(0.0, -5.0))
+    def make_queue_again(self, number: int | None, clear_out: bool, seconds: float) -> None:
         name = self.there(number)
-        for verb in (BulkVerb.RELEASE, BulkVerb.PURGE):
+        for verb in (BulkVerb.RELEASE, BulkVerb.PURGE) if clear_out else ():
             self.bulk(number=number, verb=verb, where=(None, JobFilter()), spread=None, slices=99)
         self.do(DeleteQueue(name))
-        self.the_wall_clock_is_set(seconds)
-        self.do(Enqueue(name, [NewJob("t")]))
-        self.dequeue(Dequeue(name))
+        if name not in self.model.queues:
+            self.the_wall_clock_is_set(seconds)
+            self.do(Enqueue(name, [NewJob("t")]))
+            self.dequeue(Dequeue(name))
 
     # --- readers
 
@@ -658,7 +771,7 @@ class ModelMachine(RuleBasedStateMachine):
         where=FILTERS,
         newest_first=st.booleans(),
         limit=st.sampled_from((100, 2, 1)),
-        back=IDS,
+        back=st.none() | BACKS,
     )
     def search(
         self,
@@ -691,7 +804,6 @@ class ModelMachine(RuleBasedStateMachine):
         self.monotonic += seconds
         self.wall += seconds
 
-    @rule(seconds=st.sampled_from((0.25, 1.0, 3.0, 8.0, 8.0)))
     def later(self, seconds: float) -> None:
         self.time_passes(seconds)
         self.do(Sweep())
@@ -714,8 +826,9 @@ class ModelMachine(RuleBasedStateMachine):
     def the_wall_clock_is_set(self, seconds: float) -> None:
         self.wall += seconds
 
-    @rule()
-    def sweep_up(self) -> None:
+    @rule(seconds=st.sampled_from((0.0, 1.0, 8.0)))
+    def sweep_up(self, seconds: float) -> None:
+        self.time_passes(seconds)
         while self.do(Sweep()).more:
             pass
         due = self.machine.next_due_seconds(self.now)
@@ -789,25 +902,19 @@ HELD_BESIDE = frozenset({"_settings", "_tokens", "_ledger", "_queues", "_verbs",
 
 
 def copied(value: Any, keys: Sequence[Key]) -> Any:
+    if value is None or isinstance(value, int | float | str | msgspec.Struct):
+        return value
     match value:
-        case dict():
-            return {key: copied(one, keys) for key, one in value.items()} if holds_mutable(value) else dict(value)
-        case set():
-            return set(value)
+        case {"enqueue": Meter()}:
+            return [(verb, *(getattr(meter, slot) for slot in Meter.__slots__)) for verb, meter in value.items()]
+        case dict() | set():
+            return value.copy()
         case Deadlines():
             return len(value), [deadline(value, key) for key in keys]
-        case Meter():
-            return [getattr(value, slot) for slot in Meter.__slots__]
         case Answers():
             return list(value._answers.items()), value._jobs
-        case int() | float() | str() | None | msgspec.Struct():
-            return value
         case _:
             raise AssertionError(f"{value!r} is not compared")
-
-
-def holds_mutable(value: dict[Any, Any]) -> bool:
-    return isinstance(next(iter(value.values()), None), Meter)
 
 
 def deadline(held: Deadlines[Key], key: Key) -> float | None:
