@@ -964,7 +964,7 @@ def test_the_state_machine_does_what_the_model_does() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(
     "MODEL_EXAMPLES" not in os.environ,
-    reason="run by scripts/test.sh --model N: once in thousands of examples the two differ, and it is not known yet why",
+    reason="run by scripts/test.sh --model N: the two once differed, it is not known yet why",
 )
 @pytest.mark.usefixtures("small_limits")
 def test_the_state_machine_does_what_the_model_does_at_length() -> None:
