@@ -10,7 +10,7 @@ from queue_actor.service import ENGINES, open_engine
 from queue_actor.settings import Settings
 from tests.fakes import SECRET, FakeClock, FakeStore, in_virtual_time
 
-pytest.register_assert_rewrite("tests.unit.world")
+pytest.register_assert_rewrite("tests.contract.stack")
 
 # The machines that run these are slow and noisy at times: how long an example takes says nothing.
 hypothesis.settings.register_profile("unhurried", deadline=None)

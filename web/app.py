@@ -26,7 +26,7 @@ from web.jobs import STREAM_ENDPOINT, job_routes
 from web.ops import ops_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
-from web.replies import Reply, reply
+from web.replies import Facts, Reply, reply
 from web.simple import simple_routes
 
 logger = logging.getLogger("web")
@@ -76,6 +76,8 @@ class App(QuartTrio):
         assert request_context is not None  # noqa: S101 - Quart always passes it
         request = request_context.request
         started = time.perf_counter()
+        identity = self.identify(request.headers.get("X-Request-Id", ""))
+        request_id = identity["X-Request-Id"]
         try:
             response = await self._handle(request)
         except Problem as problem:
@@ -86,9 +88,17 @@ class App(QuartTrio):
             response = _answer(_routing_problem(error))
         except Exception:
             # A handler holds no state, so its bug is this request's alone. The queue's own bugs end the process.
-            logger.exception("handler_failed", extra={"facts": {"method": request.method, "path": _target(request)}})
+            facts = {"request_id": request_id, "method": request.method, "path": _target(request)}
+            logger.exception("handler_failed", extra={"facts": facts})
             response = _answer(Problem("internal", "the server failed to answer this request; its log says why"))
-        self._complete(request, response, time.perf_counter() - started)
+        except BaseException:
+            # The client has left while it waited, or the server ends: nobody is answered, and the line tells that.
+            self._log(request, request_id, started, status=None, facts={"code": "unanswered"})
+            raise
+        response.headers.update(identity)
+        if self.draining:
+            response.headers["Connection"] = "close"
+        self._log(request, request_id, started, status=response.status_code, facts=response.facts)
         return response
 
     async def handle_exception(self, error: Exception) -> NoReturn:
@@ -114,24 +124,19 @@ class App(QuartTrio):
             request_id = f"{self.instance}-{next(self._request_numbers)}"
         return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
 
-    def _complete(self, request: Request, response: Reply, seconds: float) -> None:
-        """Headers that every answer has, and its log line."""
-        headers = response.headers
-        identity = self.identify(request.headers.get("X-Request-Id", ""))
-        headers.update(identity)
-        if self.draining:
-            headers["Connection"] = "close"
+    def _log(self, request: Request, request_id: str, started: float, *, status: int | None, facts: Facts) -> None:
+        """Write the one line of a request."""
         if logger.isEnabledFor(logging.INFO):
-            facts = {
-                "request_id": identity["X-Request-Id"],
+            line = {
+                "request_id": request_id,
                 "client": request.remote_addr,
                 "method": request.method,
                 "path": _target(request),
-                "status": response.status_code,
-                "milliseconds": round(seconds * 1000, 2),
+                "status": status,
+                "milliseconds": round((time.perf_counter() - started) * 1000, 2),
+                **facts,
             }
-            facts.update(response.facts)
-            logger.info("request", extra={"facts": facts})
+            logger.info("request", extra={"facts": line})
 
 
 def _answer(problem: Problem) -> Reply:

@@ -14,6 +14,8 @@ events. Rules for editors:
 4. A `Problem` raised before the answer has begun is the answer, and the last one: what the client sends after it could
    only be guessed at.
 5. HTTP/1.1 and 1.0 only. An `Upgrade`, to HTTP/2 or to WebSocket, is not taken up (RFC 9110, section 7.8).
+
+It is one file, longer than others, because what has to be understood is the order of the waits of one connection.
 """
 
 import logging

@@ -38,16 +38,12 @@ def _short(value: Any) -> Any:
     return f"{value[:TEXT_CHARACTERS_MAX]}..." if too_long else value
 
 
-def _plain(text: str) -> str:
-    return text.replace("\x7f", "\\u007f")  # DEL, which JSON leaves as it is
-
-
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return _plain(json.dumps(facts_of(record), default=str))
+        return json.dumps(facts_of(record), default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -59,7 +55,7 @@ class TextFormatter(logging.Formatter):
         trace = facts.pop("traceback", "")
         head = f"{facts.pop('time')} {facts.pop('level'):7} {json.dumps(facts.pop('event'))[1:-1]}"
         line = " ".join([head, *(f"{name}={json.dumps(value, default=str)}" for name, value in facts.items())])
-        return "\n    ".join(_plain(row) for row in (line, *(json.dumps(row)[1:-1] for row in trace.splitlines())))
+        return "\n    ".join([line, *(json.dumps(row)[1:-1] for row in trace.splitlines())])
 
 
 def set_up_logging(settings: Settings) -> None:

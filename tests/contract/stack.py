@@ -258,7 +258,7 @@ class Server:
     @property
     def request_lines(self) -> list[dict[str, Any]]:
         """Those that tell of an answer."""
-        return [line for line in self.log if line["event"] in {"request", "refused"}]
+        return [line for line in self.log if line["event"] in {"request", "refused"} and line["status"] is not None]
 
     def check(self, answer: Answer, method: str) -> None:
         """What every answer has to be."""

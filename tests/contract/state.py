@@ -10,14 +10,12 @@ from typing import Any
 from msgspec import Struct
 from sortedcontainers import SortedDict, SortedList
 
+from queue_actor.commands import Enqueued
 from queue_actor.deadlines import Deadlines
 from queue_actor.engine import Engine
 from queue_actor.ready import TOMBSTONE, Ready
 from queue_actor.settings import Settings
 from queue_actor.tokens import Tokens
-
-CONSTANT = (Settings, Tokens)
-"""Parts of the state machine that never change."""
 
 
 def whole_state(engine: Engine) -> object:
@@ -33,10 +31,14 @@ def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
     their dead entries, and `Ready` compacts its arrays, whenever they are looked at.
     """
     match thing:
+        case Settings() | Tokens():
+            return None  # they never change
         case Deadlines():
-            return dict(thing._deadlines)
+            return {key: deadline for key, (deadline, _) in thing._live.items()}
         case Ready():
             return in_order(thing)
+        case Enqueued(jobs):
+            return frozen(jobs)  # among them are refusals, which are equal to nothing but themselves
         case None | str() | bytes() | int() | float() | Enum() | Struct():
             return thing
         case dict() | SortedDict():
@@ -45,8 +47,6 @@ def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
             return [frozen(each) for each in thing]
         case set() | frozenset():
             return frozenset(thing)
-        case _ if isinstance(thing, CONSTANT):
-            return None
         case Exception():
             return type(thing), thing.args
         case _:

@@ -23,6 +23,7 @@ from queue_actor.commands import (
     ReadQueue,
     Release,
     ReleaseClaim,
+    SetPolicy,
 )
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.errors import Busy, Draining, LeaseLost, OutcomeUnknown, TooManyWaiters
@@ -312,7 +313,10 @@ def test_a_caller_may_be_cancelled_at_any_step(settings: Settings, commit_second
         """Whether the whole errand was done before the step came."""
         store = FakeStore()
         store.seconds = commit_seconds
-        async with open_engine(replace(STORMY, engine=settings.engine), store=store, secret=SECRET) as engine:
+        stormy = replace(STORMY, engine=settings.engine)
+        async with open_engine(stormy, clock=FakeClock(), store=store, secret=SECRET) as engine:
+            for queue in QUEUES:
+                await engine.execute(SetPolicy(queue, PATIENT))
             crowd = Crowd(engine, Random(0))  # noqa: S311 - it draws nothing
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(crowd.wait_behind)

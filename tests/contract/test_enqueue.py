@@ -22,6 +22,7 @@ from queue_actor.commands import (
 )
 from queue_actor.engine import Engine
 from queue_actor.errors import (
+    InvalidCommand,
     KeyReused,
     MemoryFull,
     QueueFull,
@@ -490,6 +491,15 @@ async def test_a_repeat_under_a_key_has_the_answer_of_the_first_and_adds_nothing
     await conclude(engine, (await dequeue(engine, 2))[1])
     await pass_time(60)
     assert await engine.execute(command) == first  # what it was then, not what became of the jobs
+
+
+async def test_a_moment_too_far_away_is_refused(engine: Engine, settings: Settings, clock: FakeClock) -> None:
+    latest = clock().wall + settings.delay_seconds_max
+    too_far = Enqueue("q", [NewJob("a"), NewJob("a", not_before=latest + 1)])
+    assert (await refusal(engine, too_far, InvalidCommand)).field == "jobs[1].not_before"
+    assert [job.state for job in (await engine.execute(Enqueue("q", [NewJob("a", not_before=latest)]))).jobs] == [  # type: ignore[union-attr] # accepted
+        JobState.SCHEDULED
+    ]
 
 
 async def test_another_body_under_the_same_key_is_refused(engine: Engine) -> None:

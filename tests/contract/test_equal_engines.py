@@ -11,30 +11,63 @@ from hypothesis.strategies import SearchStrategy
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.commands import (
+    Bulk,
+    BulkVerb,
     Cancel,
-    Claim,
     Command,
     Conclude,
+    ConcludeClaim,
+    DeleteQueue,
     Dequeue,
     Dequeued,
+    DequeueOrder,
     Enqueue,
+    Enqueued,
     Extend,
     ExtendClaim,
+    Fail,
+    FailClaim,
+    Forget,
+    IdempotencyKey,
+    JobFilter,
     Lease,
+    ListQueues,
     NewJob,
+    Pause,
     ReadJob,
     ReadPosition,
     ReadQueue,
+    Redrive,
     Release,
     ReleaseClaim,
     Results,
+    RunNow,
+    Search,
+    SetPolicy,
+    Sweep,
+    TakeBack,
 )
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.errors import QueueError
+from queue_actor.jobs import (
+    FINISHED,
+    NO_OPTIONS,
+    WAITING,
+    Jitter,
+    JobError,
+    JobOptions,
+    JobState,
+    OnExisting,
+    QueuePolicy,
+    Retry,
+    RetryKind,
+    UniqueUntil,
+)
 from queue_actor.service import ENGINES, open_engine
 from queue_actor.settings import Settings
 from queue_actor.sweeper import PAUSE_SECONDS_MIN
-from tests.fakes import SECRET, Call, FakeClock, in_virtual_time
+from tests.contract.state import whole_state
+from tests.fakes import EPOCH_SECONDS, SECRET, Call, FakeClock, in_virtual_time
 
 TIGHT = Settings(
     lease_seconds=3,
@@ -46,6 +79,10 @@ TIGHT = Settings(
     waiters_max=2,
     retention_seconds=4,
     retention_jobs=4,
+    dead_retention_seconds=6,
+    dead_retention_jobs=3,
+    idempotency_seconds=6,
+    idempotency_keys_max=3,
     ready_initial=1,
     inbox_requests_max=2,
 )
@@ -58,11 +95,13 @@ TIGHT = Settings(
 class Held(msgspec.Struct, frozen=True):
     """What a claim shows, said without knowing the tokens: they are those of earlier replies."""
 
-    verb: type[Conclude | Extend | Release]
+    verb: type[Conclude | Fail | Extend | Release]
     leases: Sequence[int]  # how many leases ago
     shows_token: bool
     consumer: str | None
     seconds: float
+    text: bytes | None = None
+    error: JobError | None = None
 
 
 class Leave(msgspec.Struct, frozen=True):
@@ -90,37 +129,139 @@ class Drain(msgspec.Struct, frozen=True):
 Operation = Command[Any] | Held | Leave | Pass | MoveWallClock | Drain
 
 QUEUES = st.sampled_from(["a", "a", "a", "a", "b", "b", "c"])
+NAMED = st.sampled_from(["a", "a", "a", "b", "*", "a*", ("a", "b"), ("b", "a", "c"), ("a", "a")])
 IDS = st.sampled_from([1, 2, 1, 3, 4, 5, 0, 9])
+SOME_IDS = st.lists(IDS, max_size=3)
 CONSUMERS = st.sampled_from([None, None, "w1", "w2"])
 SECONDS = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0])
+KEYS = st.sampled_from([None, None, *(IdempotencyKey("s", key, body) for key in "kl" for body in (b"1", b"1", b"2"))])
+RETRIES = st.sampled_from(
+    [
+        None,
+        Retry(),
+        Retry(RetryKind.FIXED, base_seconds=0.0),
+        Retry(RetryKind.FIXED, base_seconds=1.0, jitter=Jitter.NONE),
+        Retry(base_seconds=0.5, factor=3.0, cap_seconds=2.0),
+    ]
+)
+ERRORS = st.sampled_from([None, JobError("E", "broke"), JobError("F" * 40, "broken" * 20)])
+TEXTS = st.sampled_from([None, b"0", b"1" * 200])
 
+OPTIONS = st.one_of(
+    st.just(NO_OPTIONS),
+    st.builds(
+        JobOptions,
+        st.sampled_from([None, None, 1, 2]),
+        RETRIES,
+        st.sampled_from([None, 0.5, 2.0]),
+        st.sampled_from([None, "k", "k", "l"]),
+        st.sampled_from(UniqueUntil),
+    ),
+)
 NEW_JOBS = st.builds(
     NewJob,
     st.sampled_from(["x", "y"]),
     st.sampled_from([None, None, b"0", b"0" * 300]),
     st.integers(-1, 1),
     SECONDS,
+    st.sampled_from([None, None, None, EPOCH_SECONDS - 1, EPOCH_SECONDS + 3, EPOCH_SECONDS + 3_600]),
+    st.sampled_from([None, None, 0.5, 2.0]),
+    OPTIONS,
+    st.sampled_from(OnExisting),
+)
+POLICIES = st.builds(
+    QueuePolicy,
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from([None, 1, 2]),
+    RETRIES.map(lambda retry: retry or Retry()),
+    st.sampled_from([None, 1.0]),
+    st.sampled_from([None, None, 2.0]),
+    st.sampled_from([None, None, 2]),
+    st.sampled_from([None, 1, 1, 2]),
+    st.sampled_from([None, None, 1.5]),
+    st.sampled_from([0, 2]),
+    st.sampled_from([None, 0.0, 2.0]),
+    st.sampled_from([None, 0.0, 2.0]),
+)
+FILTERS = st.one_of(
+    st.just(JobFilter()),
+    st.builds(
+        JobFilter,
+        st.sampled_from([frozenset[JobState](), *(frozenset({state}) for state in JobState), WAITING, FINISHED]),
+        st.sampled_from([None, None, "x"]),
+        st.sampled_from([None, None, "w1"]),
+        st.sampled_from([None, None, "broke", "F"]),
+        st.sampled_from([None, None, EPOCH_SECONDS + 1]),
+    ),
 )
 HELD = st.builds(
     Held,
-    st.sampled_from([Conclude, Extend, Release]),
+    st.sampled_from([Conclude, Fail, Extend, Release]),
     st.lists(st.sampled_from([0, 0, 1, 2, 4]), min_size=1, max_size=3),
     st.sampled_from([True, True, False]),
     CONSUMERS,
     SECONDS,
+    TEXTS,
+    ERRORS,
 )
-OPERATIONS: SearchStrategy[Operation] = st.one_of(
-    st.builds(Enqueue, QUEUES, st.lists(NEW_JOBS, max_size=4)),
+ENQUEUES = st.one_of(
+    st.builds(Enqueue, QUEUES, st.lists(NEW_JOBS, max_size=4), KEYS),
     st.builds(Enqueue, QUEUES, st.lists(NEW_JOBS, min_size=2, max_size=6)),
     st.builds(Enqueue, QUEUES, st.lists(st.builds(NewJob, st.just("x")), min_size=1, max_size=3)),
+)
+DEQUEUES = st.one_of(
     st.builds(Dequeue, QUEUES, st.integers(1, 3), CONSUMERS, st.sampled_from([None, 0.5, 1.0, 2.5])),
-    st.builds(Dequeue, QUEUES, st.integers(1, 3), CONSUMERS, st.none(), st.sampled_from([0.25, 1.0, 5.0, 20.0])),
-    HELD,
-    HELD,
-    st.builds(Cancel, QUEUES, st.lists(IDS, max_size=3)),
-    st.builds(ReadJob, QUEUES, IDS),
+    st.builds(
+        Dequeue,
+        NAMED,
+        st.integers(1, 3),
+        CONSUMERS,
+        st.sampled_from([None, None, 0.5]),
+        st.sampled_from([0.0, 0.25, 1.0, 5.0, 20.0]),
+        st.sampled_from(DequeueOrder),
+        KEYS,
+    ),
+)
+BY_ID = st.one_of(*(st.builds(verb, QUEUES, SOME_IDS) for verb in (Cancel, Redrive, RunNow, TakeBack, Forget)))
+BY_FILTER = st.builds(
+    Bulk,
+    QUEUES,
+    st.sampled_from(BulkVerb),
+    FILTERS,
+    st.booleans(),
+    st.sampled_from([0, 0, 0, 2]),
+    st.sampled_from([None, None, 3]),
+    st.sampled_from([None, None, 2.0]),
+)
+OF_QUEUES = st.one_of(
+    st.builds(SetPolicy, QUEUES, POLICIES),
+    st.builds(SetPolicy, QUEUES, POLICIES),
+    st.builds(Pause, QUEUES, st.booleans()),
+    st.builds(DeleteQueue, QUEUES),
+)
+READS = st.one_of(
+    st.builds(ReadJob, QUEUES, IDS, st.sampled_from([0.0, 0.5, 5.0])),
     st.builds(ReadPosition, QUEUES, IDS),
     st.builds(ReadQueue, QUEUES),
+    st.builds(ListQueues, st.sampled_from(["", "a"]), st.sampled_from(["", "a"]), st.integers(1, 3)),
+    st.builds(Search, QUEUES, FILTERS, st.booleans(), st.integers(1, 3), st.sampled_from([None, None, 2])),
+)
+OPERATIONS: SearchStrategy[Operation] = st.one_of(
+    ENQUEUES,
+    ENQUEUES,
+    ENQUEUES,
+    DEQUEUES,
+    DEQUEUES,
+    DEQUEUES,
+    HELD,
+    HELD,
+    HELD,
+    BY_ID,
+    BY_ID,
+    BY_FILTER,
+    OF_QUEUES,
+    READS,
+    st.just(Sweep()),
     st.builds(Leave, st.integers(0, 2)),
     st.builds(Pass, st.sampled_from([0.001, 0.1, 0.5, 1.0, 1.0, 3.0, 7.0])),
     st.builds(MoveWallClock, st.sampled_from([-3600.0, -1.0, 1.0, 3600.0])),
@@ -161,7 +302,11 @@ class Subject:
         for call in [call for call in self._waiters if call.ended_at is not None]:
             self._waiters.remove(call)
             self._leave_note(call)
-        self.record.append(self._engine.statistics())
+        self.record += [self._engine.statistics(), [self._engine.waiting(queue) for queue in "abc"]]
+
+    def remember(self) -> None:
+        """Note all that the engine remembers."""
+        self.record.append(whole_state(self._engine))
 
     def leave(self) -> None:
         for call in self._waiters:
@@ -188,9 +333,12 @@ class Subject:
             token = (known.token if known else "nonsense") if held.shows_token else None
             seconds = held.seconds
             if held.verb is Conclude:
-                claims.append(Claim(queue, id_, token, held.consumer))
+                claims.append(ConcludeClaim(queue, id_, token, held.consumer, held.text))
+            elif held.verb is Fail:
+                retry_after_seconds = None if held.text is None else seconds
+                claims.append(FailClaim(queue, id_, token, held.consumer, held.error, seconds < 2, retry_after_seconds))
             elif held.verb is Extend:
-                claims.append(ExtendClaim(queue, id_, token, held.consumer, seconds or None))
+                claims.append(ExtendClaim(queue, id_, token, held.consumer, seconds or None, held.text))
             else:
                 claims.append(ReleaseClaim(queue, id_, token, held.consumer, seconds))
         return claims
@@ -201,10 +349,10 @@ def plain(answer: Any) -> object:
     match answer:
         case QueueError():
             return (answer.code, answer.detail, answer.field)
-        case Results(jobs):
+        case Results(jobs) | Enqueued(jobs):
             return [plain(job) for job in jobs]
-        case Dequeued(leases):
-            return list(leases)
+        case Dequeued(leases, repeated):
+            return list(leases), repeated
         case _:
             return answer
 
@@ -242,7 +390,8 @@ async def records(operations: Sequence[Operation]) -> dict[str, list[object]]:
         await wait_all_tasks_blocked()
         for subject in subjects.values():
             subject.settle()
-            assert subject.record[-1] == EngineStatistics(inbox_requests=0, waiters=0)
+            assert subject.record[-2:] == [EngineStatistics(inbox_requests=0, waiters=0), [0, 0, 0]]
+            subject.remember()
         ended.set()
     return {name: subject.record for name, subject in subjects.items()}
 

@@ -810,6 +810,7 @@ async def test_another_host_is_refused_before_anything_is_done(server: Server, h
     assert await server.state([1, 2]) == before
 
 
+@one_engine
 @pytest.mark.parametrize("host", [*LOOPBACK, *FOREIGN])
 async def test_an_open_server_answers_to_every_host(host: str | bytes, serve: Serve) -> None:
     async with serve(open=True) as server:
@@ -839,6 +840,7 @@ FOREIGN_PAGES = [
 ]
 
 
+@one_engine
 @pytest.mark.parametrize("header", FOREIGN_PAGES)
 @pytest.mark.parametrize("open_", [False, True], ids=["loopback", "open"])
 async def test_a_page_of_another_site_is_refused_before_anything_is_done(
@@ -1050,6 +1052,7 @@ async def test_a_bug_in_a_handler_is_answered_and_logged_with_its_traceback(serv
     assert (await client.ask("GET", "/readyz")).status == 200
     (failure,) = [line for line in server.log if line["level"] == "error"]
     assert failure["event"] == "handler_failed"
+    assert failure["request_id"] == answer.headers["x-request-id"]
     assert "ZeroDivisionError: planted" in failure["traceback"]
     assert "in broken" in failure["traceback"]
     assert [line["status"] for line in server.request_lines] == [500, 200]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.settings import KIB, MIB, Settings
 from tests.contract.stack import HOST, Headers, Server, build, serving
@@ -488,6 +489,19 @@ async def test_a_line_tells_who_asked_for_what_and_what_came_of_it(server: Serve
         ["127.0.0.1", "GET", "/jobs/9", 404, None, None, None, None, "unknown_job"],
     ]
     assert "secret" not in server.stream.getvalue()
+
+
+async def test_a_request_whose_client_has_left_has_a_line_too(server: Server) -> None:
+    client = server.connect()
+    await client.send(build("POST", "/jobs/dequeue?wait=20", b"", [("X-Request-Id", "mine")]))
+    await wait_all_tasks_blocked()
+    assert server.log == []
+    await client.leave()
+    await wait_all_tasks_blocked()
+    facts = ["event", "request_id", "path", "status", "code"]
+    assert [[line[fact] for fact in facts] for line in server.log] == [
+        ["request", "mine", "/jobs/dequeue", None, "unanswered"]
+    ]
 
 
 @pytest.mark.parametrize("settings", [Settings()], ids=["actor"])

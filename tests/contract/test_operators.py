@@ -495,6 +495,13 @@ async def test_jobs_that_come_while_the_slices_are_worked_through_are_not_meant(
     assert [job.id for job in (await engine.execute(Search("q", ALL))).jobs] == [jobs + 1]
 
 
+async def test_a_bulk_verb_may_end_at_an_id_and_begin_after_one(engine: Engine) -> None:
+    await enqueue(engine, *"abcdef")
+    assert await bulk(engine, BulkVerb.PURGE, after_id=1, until_id=4) == BulkDone(3, 0, None)
+    assert await bulk(engine, BulkVerb.PURGE, after_id=5, until_id=99) == BulkDone(1, 0, None)
+    assert [job.id for job in (await engine.execute(Search("q", ALL))).jobs] == [1, 5]
+
+
 async def test_a_redrive_at_a_rate_schedules_the_jobs_so_far_apart_over_all_slices(engine: Engine) -> None:
     jobs = BULK_JOBS_MAX + 200
     await enqueue(engine, *["a"] * jobs)

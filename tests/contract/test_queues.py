@@ -47,6 +47,7 @@ from queue_actor.jobs import (
     Retry,
     RetryKind,
 )
+from queue_actor.queues import METERED
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.verbs import (
@@ -89,10 +90,11 @@ async def test_the_rate_of_enqueues_counts_the_jobs_that_were_added_and_no_other
 
 
 async def test_a_queue_that_does_not_exist_reads_as_an_empty_one(engine: Engine) -> None:
-    nothing = dict.fromkeys(JobState, 0)
-    assert await view(engine, "unknown") == QueueView("unknown", exists=False, counts=nothing)
+    nothing, never = dict.fromkeys(JobState, 0), dict.fromkeys(METERED, 0.0)
+    unknown = QueueView("unknown", exists=False, counts=nothing, per_minute=never)
+    assert await view(engine, "unknown") == unknown
     first = QueuePolicy(max_attempts=None, max_stale=None)  # what it will have when it is made
-    assert await view(engine, "default") == QueueView("default", exists=False, counts=nothing, policy=first)
+    assert await view(engine, "default") == replace(unknown, name="default", policy=first)
 
 
 async def test_rates_are_of_the_last_minute(engine: Engine) -> None:
@@ -261,9 +263,9 @@ async def test_an_unknown_queue_is_not_paused(engine: Engine) -> None:
 async def test_a_queue_without_jobs_is_deleted_with_all_that_was_said_of_it(engine: Engine) -> None:
     await give_policy(engine, lease_seconds=7)
     await engine.execute(Pause("q", paused=True))
-    last = await view(engine)
-    assert await engine.execute(DeleteQueue("q")) == last
-    assert not (await view(engine)).exists
+    deleted = await engine.execute(DeleteQueue("q"))
+    assert deleted == await view(engine)
+    assert (deleted.exists, deleted.paused, deleted.policy) == (False, False, QueuePolicy())
     assert (await engine.execute(ListQueues())).queues == []
     assert await dequeue(engine, queue="*") == []
     assert (await refusal(engine, DeleteQueue("q"), UnknownQueue)).field == "queue"

@@ -104,7 +104,8 @@ async def test_a_queue_reads_as_how_many_jobs_are_in_which_state(engine: Engine)
     done = {"enqueue": 6, "dequeue": 3, "conclude": 1, "fail": 1, "release": 0, "stale": 0, "dead": 1}
     assert view.per_minute == done
     unknown = await engine.execute(ReadQueue("unknown"))
-    assert unknown == QueueView("unknown", exists=False, counts=dict.fromkeys(JobState, 0))
+    never = dict.fromkeys(done, 0.0)
+    assert unknown == QueueView("unknown", exists=False, counts=dict.fromkeys(JobState, 0), per_minute=never)
 
 
 async def test_reading_changes_nothing(engine: Engine) -> None:

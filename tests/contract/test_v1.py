@@ -694,6 +694,16 @@ async def test_an_extend_starts_the_lease_again(server: Server) -> None:
     assert await state(server, 1) == "queued"
 
 
+async def test_an_extend_of_many_tells_of_each_lease(server: Server) -> None:
+    jobs = [await held(server), await held(server, queue="b")]
+    await post(server, "/v1/queues/b/jobs/1/cancel")
+    answer = await post(server, "/v1/extend", {"jobs": [job | {"lease_seconds": 60} for job in jobs]})
+    assert [(job["lease"]["seconds"], job["cancel_requested"]) for job in answer["jobs"]] == [(60, False), (60, True)]
+    assert all("token" not in job["lease"] for job in answer["jobs"])
+    inside = await post(server, f"{Q}/extend", {"jobs": jobs[:1]})
+    assert inside["jobs"][0]["lease"]["expires_at"] == "2027-01-15T08:01:00.000Z"
+
+
 async def test_a_released_job_is_the_next_unless_it_is_delayed(server: Server) -> None:
     await enqueue(server, *[{"type": "a"}] * 2)
     id_, token = await lease(server)
@@ -897,6 +907,15 @@ async def test_no_answer_with_a_token_may_be_stored(server: Server) -> None:
     held = {"id": job["id"], "token": job["lease"]["token"]}
     many = await ask(server, "POST", f"{Q}/conclude", {"jobs": [held], "dequeue": {}})
     assert [answer.headers.get("cache-control") for answer in (one, many)] == ["no-store", "no-store"]
+
+
+async def test_a_ride_may_be_for_another_queue(server: Server) -> None:
+    await enqueue(server, {"type": "a"}, {"type": "a"})
+    await enqueue(server, queue="b")
+    id_, token = await lease(server)
+    body = {"token": token, "dequeue": {"queue": "b"}}
+    answer = await post(server, f"{Q}/jobs/{id_}/conclude", body)
+    assert [job["queue"] for job in answer["dequeued"]["jobs"]] == ["b"]
 
 
 async def test_a_ride_may_be_for_several_queues(server: Server) -> None:

@@ -23,8 +23,17 @@ from web.schemas import QUEUE_NAME
 
 pytestmark = pytest.mark.virtual_time
 
-one_engine = pytest.mark.parametrize("settings", [Settings()], ids=["actor"])
-"""For what no engine has a part in."""
+LIMITS = [
+    Settings(),
+    Settings(
+        delay_seconds_max=100.0,
+        lease_seconds_max=400.0,
+        wait_seconds_max=2.0,
+        batch_jobs_max=10,
+        payload_bytes_max=1_000,
+    ),
+]
+"""Bounds that are settings hold as they are set."""
 
 HERE = "@here@"
 HELD = {"queue": "q", "id": 1, "token": "t"}
@@ -51,16 +60,18 @@ def quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def probes(kind: inspect.Type, at_most: int | None = None, *, alone: bool = True) -> Iterator[Probe]:
+def probes(
+    kind: inspect.Type, settings: Settings, at_most: int | None = None, *, alone: bool = True
+) -> Iterator[Probe]:
     """What to try of a type; of one among several types nothing that another may be."""
     match kind:
         case inspect.Metadata():
             name = (kind.extra or {}).get("at_most")
-            yield from probes(kind.type, None if name is None else int(getattr(Settings(), name)), alone=alone)
+            yield from probes(kind.type, settings, None if name is None else int(getattr(settings, name)), alone=alone)
         case inspect.UnionType():
             others = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
             for member in others:
-                yield from probes(member, alone=len(others) == 1)
+                yield from probes(member, settings, alone=len(others) == 1)
             yield good(None) if len(others) < len(kind.types) else bad(None)
         case inspect.StrType():
             yield from texts(kind)
@@ -84,9 +95,9 @@ def probes(kind: inspect.Type, at_most: int | None = None, *, alone: bool = True
             yield from [good(text) for text in ("null", "0", "[]", "{}", "[1, 2]", quoted("a" * (at_most - 2)))]
             yield bad(quoted("a" * (at_most - 1)), status=413, code="too_large")
         case inspect.DictType():
-            yield from pairs(kind)
+            yield from pairs(kind, settings)
         case inspect.ListType():
-            yield from lists(kind, at_most, alone=alone)
+            yield from lists(kind, settings, at_most, alone=alone)
         case inspect.StructType():
             yield from [bad(1), bad(quoted("a")), bad([]), bad({"unheard_of": 1}, ".unheard_of")]
 
@@ -128,19 +139,19 @@ def numbers(kind: inspect.IntType | inspect.FloatType, at_most: int | None) -> I
         yield Probe(text, "body", 400, "malformed")
 
 
-def pairs(kind: inspect.DictType) -> Iterator[Probe]:
+def pairs(kind: inspect.DictType, settings: Settings) -> Iterator[Probe]:
     most = kind.max_length
     assert most is not None
     yield from [good({str(n): "a" for n in range(count)}) for count in (0, most)]
     yield from [bad({str(n): "a" for n in range(count)}) for count in (most + 1, 10 * most)]
-    for probe in probes(kind.key_type):
+    for probe in probes(kind.key_type, settings):
         if probe.text.startswith('"'):
             yield Probe(f'{{{probe.text}: "a"}}', None if probe.refused_at is None else "")
-    for probe in probes(kind.value_type):
+    for probe in probes(kind.value_type, settings):
         yield Probe(f'{{"a": {probe.text}}}', None if probe.refused_at is None else "[...]")
 
 
-def lists(kind: inspect.ListType, at_most: int | None, *, alone: bool) -> Iterator[Probe]:
+def lists(kind: inspect.ListType, settings: Settings, at_most: int | None, *, alone: bool) -> Iterator[Probe]:
     assert kind.min_length == 1
     most = at_most if at_most is not None else kind.max_length
     yield bad([])
@@ -149,10 +160,10 @@ def lists(kind: inspect.ListType, at_most: int | None, *, alone: bool) -> Iterat
     if isinstance(kind.item_type, inspect.StructType):
         item: object = {"type": "a"} if kind.item_type.cls is bodies.NewJobBody else HELD
     else:
-        item = next(json.loads(probe.text) for probe in probes(kind.item_type) if probe.refused_at is None)
+        item = next(json.loads(probe.text) for probe in probes(kind.item_type, settings) if probe.refused_at is None)
     if most is not None:
         yield from [good([item]), good([item] * most), bad([item] * (most + 1)), bad([item] * (10 * most))]
-    for probe in probes(kind.item_type, alone=False):
+    for probe in probes(kind.item_type, settings, alone=False):
         if probe.refused_at is not None:
             yield Probe(f"[{json.dumps(item)}, {probe.text}]", f"[1]{probe.refused_at}")
 
@@ -208,9 +219,11 @@ def with_field(subject: Subject, field: str, text: str) -> bytes | None:
     return json.dumps(body).replace(json.dumps(HERE), text).encode()
 
 
-@one_engine
+@pytest.mark.parametrize("settings", LIMITS, ids=["default", "lower"])
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: f"{subject.struct.__name__}-{subject.target}")
-async def test_every_field_is_taken_up_to_its_bounds_and_refused_beyond_them(server: Server, subject: Subject) -> None:
+async def test_every_field_is_taken_up_to_its_bounds_and_refused_beyond_them(
+    server: Server, settings: Settings, subject: Subject
+) -> None:
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in subject.path)
     described = inspect.type_info(subject.struct)
     assert isinstance(described, inspect.StructType)
@@ -218,7 +231,7 @@ async def test_every_field_is_taken_up_to_its_bounds_and_refused_beyond_them(ser
         if field.name in subject.but:
             continue
         path = f"{where}.{field.name}".removeprefix(".")
-        for probe in probes(field.type):
+        for probe in probes(field.type, settings):
             body = with_field(subject, field.name, probe.text)
             if body is None:
                 continue

@@ -5,7 +5,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.settings import Settings
-from tests.contract.stack import Server
+from tests.contract.conftest import Serve
+from tests.contract.stack import Server, build
 from tests.contract.v1 import Asked, Q, ask, dequeue, enqueue, get, held, lease, post, refused, state
 
 pytestmark = pytest.mark.virtual_time
@@ -39,6 +40,17 @@ async def test_a_reader_may_wait_for_the_end_of_a_job(server: Server) -> None:
         cancelled = await Asked.start(nursery, server, "GET", f"{Q}/jobs/2?wait_seconds=20")
         await post(server, f"{Q}/jobs/2/cancel")
     assert (cancelled.json["state"], cancelled.seconds) == ("cancelled", 0)
+
+
+async def test_a_reader_who_leaves_waits_no_longer(serve: Serve) -> None:
+    async with serve(waiters_max=1) as server:
+        await enqueue(server)
+        client = server.connect()
+        await client.send(build("GET", f"{Q}/jobs/1?wait_seconds=20"))
+        await wait_all_tasks_blocked()
+        await client.leave()
+        await wait_all_tasks_blocked()
+        assert (await get(server, f"{Q}/jobs/1?wait_seconds=1"))["state"] == "queued"
 
 
 async def test_a_job_that_is_no_longer_kept_is_forgotten(server: Server) -> None:

@@ -575,12 +575,13 @@ async def test_a_repeat_of_an_answer_whose_leases_have_ended_waits_for_nothing_a
     await enqueue(engine, "a")
     command = Dequeue("q", wait_seconds=20, key=key())
     await conclude(engine, *(await engine.execute(command)).leases)
+    before = await waits(nursery, engine)
     repeat = await Call.start(nursery, engine, command)
     assert (list(repeat.reply.leases), repeat.ended_at) == ([], 0)
-    other = await waits(nursery, engine)
-    await enqueue(engine, "b")
+    after = await waits(nursery, engine)
+    await enqueue(engine, "b", "c")
     await wait_all_tasks_blocked()
-    assert types(other.reply.leases) == ["b"]
+    assert [types(call.reply.leases) for call in (before, after)] == [["b"], ["c"]]
 
 
 # --- readers who wait for a job's end
@@ -637,6 +638,17 @@ async def test_a_reader_may_wait_for_the_end_of_a_job(engine: Engine, nursery: t
     job = await read(engine)
     assert (job.state, [call.reply for call in calls]) == (state, [job] * 3)
     assert other.ended_at is None or ends is job_expires
+
+
+async def test_a_reader_is_told_of_no_other_job(engine: Engine, nursery: trio.Nursery) -> None:
+    await enqueue(engine, "a", "b")
+    await enqueue(engine, "a", queue="other")
+    call = await reads(nursery, engine)
+    await engine.execute(Cancel("q", [2]))
+    await engine.execute(Cancel("other", [1]))
+    await pass_time(20)
+    assert call.reply == await read(engine)
+    assert call.reply.state is JobState.QUEUED
 
 
 async def test_a_reader_of_a_job_that_has_ended_does_not_wait(engine: Engine) -> None:

@@ -453,8 +453,10 @@ def test_a_worker_stops_when_its_job_is_cancelled(kind: str, queue: Queue, betwe
 
 @each_kind
 def test_a_worker_that_is_asked_to_end_finishes_its_job_and_takes_no_other(
-    kind: str, queue: Queue, between: GoBetween, tmp_path: Path
+    kind: str, queue: Queue, between: GoBetween, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     with Hold(tmp_path / "held") as hold, Worker(kind, "w", between.address, queue.name) as worker:
         id_, other = queue.enqueue({"payload": str(hold.path)}, {"payload": "never read"})
         expect(lambda: queue.counts() == {"in_progress": 1, "queued": 1}, seconds=START_SECONDS)
@@ -468,6 +470,7 @@ def test_a_worker_that_is_asked_to_end_finishes_its_job_and_takes_no_other(
     assert queue.read(id_)["result"] == {"sha256": digest(b"content")}
     assert outcomes(queue.read(id_)) == [("concluded", "w")]
     assert queue.read(other)["state"] == "queued"
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 @each_kind

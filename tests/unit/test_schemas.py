@@ -9,7 +9,7 @@ import pytest
 from msgspec import Raw, Struct
 from werkzeug.datastructures import Headers, MultiDict
 
-from queue_actor.jobs import Job, JobState
+from queue_actor.jobs import JobState
 from queue_actor.settings import MIB, Settings
 from web.problems import Problem
 from web.schemas import (
@@ -153,10 +153,6 @@ def test_a_consumer_is_named_in_utf8_by_any_of_three_headers() -> None:
     assert refused(consumer, Headers([("Queue-Consumer", "ä")])) == ("invalid", "QUEUE_CONSUMER")
 
 
-def job(state: JobState, payload: bytes | None = None) -> Job:
-    return Job(queue="default", id=7, type='a"', payload=payload, state=state, created_at=0.0, revision=1)
-
-
 @pytest.mark.parametrize(
     ("state", "shown"),
     [
@@ -164,13 +160,14 @@ def job(state: JobState, payload: bytes | None = None) -> Job:
         (JobState.QUEUED, b'{"ID":7,"Type":"a\\"","Status":"QUEUED"}'),
         (JobState.IN_PROGRESS, b'{"ID":7,"Type":"a\\"","Status":"IN_PROGRESS"}'),
         (JobState.CONCLUDED, b'{"ID":7,"Type":"a\\"","Status":"CONCLUDED"}'),
+        (JobState.DEAD, b'{"ID":7,"Type":"a\\"","Status":"CONCLUDED","State":"dead"}'),
         (JobState.CANCELLED, b'{"ID":7,"Type":"a\\"","Status":"CONCLUDED","State":"cancelled"}'),
     ],
 )
 def test_a_job_in_each_state_has_one_of_three_statuses(state: JobState, shown: bytes) -> None:
-    assert simple_job(job(state)) == shown
+    assert simple_job(7, 'a"', state, None) == shown
 
 
 def test_every_state_can_be_shown_with_a_payload() -> None:
     for state in JobState:
-        assert b'"Payload":[1 , 2]' in simple_job(job(state, b"[1 , 2]"))
+        assert b'"Payload":[1 , 2]' in simple_job(7, "a", state, b"[1 , 2]")

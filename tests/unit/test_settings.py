@@ -14,6 +14,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 TEXTS: dict[str, dict[str, Any]] = {
     "bind": {"0.0.0.0:80": "0.0.0.0:80", "unix:/run/q": "unix:/run/q", "fd://3": "fd://3"},
     "open": {"1": True, "0": False, "true": True, "false": False},
+    "queues": {"auto": "auto", "declared": "declared"},
     "engine": {"actor": "actor", "lock": "lock"},
     "log": {"json": "json", "text": "text"},
     "log_level": {"debug": "debug", "info": "info", "warning": "warning", "error": "error"},
@@ -33,6 +34,8 @@ WHOLE: dict[str, tuple[int, int, int]] = {
     "inbox_requests_max": (1_000, 1, 100_000),
     "batch_requests_max": (1_000, 1, 100_000),
     "connections_max": (2_000, 1, 100_000),
+    "idempotency_keys_max": (100_000, 0, 10_000_000),
+    "dead_retention_jobs": (100_000, 0, 100_000_000),
     "retention_jobs": (100_000, 0, 100_000_000),
     "ready_initial": (64, 1, 10_000_000),
     "compact_slice": (4_096, 1_000, 10_000_000),
@@ -44,6 +47,8 @@ BROKEN: dict[str, tuple[float, float, float]] = {
     "wait_seconds_max": (20.0, 0.0, 60.0),
     "delay_seconds_max": (3_660 * DAY_SECONDS, 0.0, 3_660 * DAY_SECONDS),
     "idle_seconds": (75.0, 0.1, 3_600.0),
+    "idempotency_seconds": (86_400.0, 0.0, 30 * DAY_SECONDS),
+    "dead_retention_seconds": (30 * DAY_SECONDS, 0.0, 3_660 * DAY_SECONDS),
     "retention_seconds": (3_600.0, 0.0, 3_660 * DAY_SECONDS),
     "ready_growth": (1.5, nextafter(1, 2), 8.0),  # more than 1
     "ready_compact": (0.5, 0.1, 0.95),

@@ -36,6 +36,7 @@ class FakeEngine:
     async def execute(self, command: Command[R]) -> R:
         assert isinstance(command, Sweep)
         self.swept_at.append(trio.current_time())
+        assert len(self.swept_at) < 1_000, "it spins, and time stands still"
         await trio.sleep(self.sweep_seconds)
         self._sweeper.notice(self.due_seconds)
         answer = next(self._answers, DONE)

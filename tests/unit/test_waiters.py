@@ -1,13 +1,13 @@
-"""The lines in which parked dequeues stand."""
+"""The lines in which parked dequeues stand, and the readers who wait for a job's end."""
 
 from collections.abc import Iterable
 
 import pytest
 
-from queue_actor.commands import Dequeue, Dequeued, Enqueue, NewJob, ReadQueue
+from queue_actor.commands import Cancel, Dequeue, Dequeued, Enqueue, IdempotencyKey, NewJob, ReadJob, ReadQueue, Redrive
 from queue_actor.engine import Request
-from queue_actor.errors import TooManyWaiters
-from queue_actor.jobs import JobState, Now
+from queue_actor.errors import KeyReused, TooManyWaiters
+from queue_actor.jobs import Job, JobState, Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.waiters import Waiters
@@ -26,9 +26,11 @@ def waiters() -> Waiters:
     return Waiters(waiters_max=5)
 
 
-def park(waiters: Waiters, queue: str = "q", count: int = 1) -> Request[Dequeued]:
+def park(
+    waiters: Waiters, queue: str | tuple[str, ...] = "q", count: int = 1, *, key: IdempotencyKey | None = None
+) -> Request[Dequeued]:
     """Let a dequeue wait for a job. It finds none: it asks a machine that has none."""
-    request = Request(Dequeue(queue, count, wait_seconds=20))
+    request = Request(Dequeue(queue, count, wait_seconds=20, key=key))
     assert waiters.carry_out(StateMachine(Settings(), secret=SECRET), request, NOW, may_park=True) is None
     return request
 
@@ -181,3 +183,161 @@ def test_dismissing_empties_all_lines(waiters: Waiters, machine: StateMachine) -
         assert not request.decided
         waiters.discard(request)
     assert len(waiters) == 0
+
+
+# --- several lines
+
+
+def test_who_stands_in_several_lines_is_one_and_leaves_all_of_them(waiters: Waiters, machine: StateMachine) -> None:
+    park(waiters, ("one", "two", "one"))
+    assert len(waiters) == 1
+    assert [waiters.waiting(queue) for queue in ("one", "two", "three")] == [1, 1, 0]
+    enqueue(machine, "a", queue="one")
+    enqueue(machine, "b", queue="two")
+    assert [types for _, types in served(waiters, machine, ("two", "one"))] == [["a"]]
+    assert len(waiters) == 0
+    assert [waiters.waiting(queue) for queue in ("one", "two")] == [0, 0]
+    assert waiters._lines == {}
+
+
+def test_a_prefix_is_a_line_for_all_queues_whose_names_begin_with_it(waiters: Waiters, machine: StateMachine) -> None:
+    wide, narrow, exact = park(waiters, "t*"), park(waiters, "t:*"), park(waiters, "t:a")
+    assert [waiters.waiting(queue) for queue in ("t", "t:", "t:a", "s")] == [1, 2, 3, 0]
+    for type_ in "abc":
+        enqueue(machine, type_, queue="t:a")
+    assert served(waiters, machine, ["t:a"]) == [(wide, ["a"]), (narrow, ["b"]), (exact, ["c"])]
+    assert waiters._prefixes == set()
+
+
+def test_a_prefix_is_a_line_as_long_as_anybody_stands_in_it(waiters: Waiters) -> None:
+    first, second = park(waiters, "t*"), park(waiters, "t*")
+    waiters.discard(first)
+    assert waiters.waiting("t:a") == 1
+    waiters.discard(second)
+    assert waiters.waiting("t:a") == 0
+    assert waiters._prefixes == set()
+
+
+def test_the_oldest_of_all_lines_goes_first(waiters: Waiters, machine: StateMachine) -> None:
+    queues: list[str | tuple[str, ...]] = [("two", "one"), "one", "o*", "one", "*"]
+    parked = [park(waiters, queue) for queue in queues]
+    enqueue(machine, *"abcde", queue="one")
+    assert [request for request, _ in served(waiters, machine, ["one"])] == parked
+
+
+# --- keys
+
+
+def key(name: str = "k", body: bytes = b"body") -> IdempotencyKey:
+    return IdempotencyKey("here", name, body)
+
+
+def test_a_repeat_takes_the_place_of_the_first_which_is_answered_empty(waiters: Waiters, machine: StateMachine) -> None:
+    first, second = park(waiters, key=key()), park(waiters, key=key("other"))
+    repeat = park(waiters, key=key())
+    assert len(waiters) == 2
+    assert first.settled
+    enqueue(machine, "a", "b")
+    assert served(waiters, machine) == [(repeat, ["a"]), (second, ["b"])]
+    waiters.discard(first)
+    assert len(waiters) == 0
+    assert waiters._keyed == {}
+
+
+def test_a_repeat_takes_over_from_a_repeat(waiters: Waiters) -> None:
+    requests = [park(waiters, key=key()) for _ in range(7)]  # more than may wait
+    assert [request.settled for request in requests] == [True] * 6 + [False]
+    assert waiters.dismiss() == requests[-1:]
+
+
+def test_a_key_is_free_when_its_holder_has_left(waiters: Waiters) -> None:
+    waiters.discard(park(waiters, key=key(body=b"1")))
+    park(waiters, key=key(body=b"2"))
+    with pytest.raises(KeyReused):
+        park(waiters, key=key(body=b"1"))
+    assert len(waiters) == 1
+
+
+def test_whose_answer_was_given_under_his_key_meanwhile_gets_it_and_holds_nobody_up(
+    waiters: Waiters, machine: StateMachine
+) -> None:
+    first, second = park(waiters, key=key()), park(waiters)
+    enqueue(machine, "a", "b")
+    machine.apply(Dequeue("q", key=key()), NOW)  # as if there had been no time to serve the line first
+    assert served(waiters, machine) == [(first, ["a"]), (second, ["b"])]
+
+
+# --- readers
+
+
+def read(waiters: Waiters, machine: StateMachine, id_: int = 1) -> Request[Job]:
+    """Let a reader wait for the end of a job."""
+    request = Request(ReadJob("q", id_, wait_seconds=20))
+    assert waiters.carry_out(machine, request, NOW, may_park=True) is None
+    return request
+
+
+def test_a_reader_is_told_when_his_job_has_ended_and_of_no_other(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a", "b")
+    machine.take_changes()
+    first, second, other = (read(waiters, machine, id_) for id_ in (1, 1, 2))
+    assert (len(waiters), waiters.waiting("q")) == (3, 0)
+    job = machine.apply(Cancel("q", [1]), NOW).single()
+    assert list(waiters.tell(machine.take_changes())) == [(first, job), (second, job)]
+    assert (first.decided, second.decided, other.decided) == (True, True, False)
+    assert len(waiters) == 1
+    assert waiters.dismiss() == [other]
+    assert waiters._readers == {}
+
+
+def test_a_reader_knows_the_last_version_of_his_job(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a")
+    request = read(waiters, machine)
+    assert request.unserved == machine.apply(ReadJob("q", 1), NOW)
+    (leased,) = machine.apply(Dequeue("q"), NOW).leases
+    assert list(waiters.tell(machine.take_changes())) == []
+    assert request.unserved == leased.job
+    assert len(waiters) == 1
+
+
+def test_a_reader_is_told_nothing_of_what_happened_before_he_came(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a")
+    machine.apply(Cancel("q", [1]), NOW)
+    machine.apply(Redrive("q", [1]), NOW)
+    request = read(waiters, machine)
+    assert list(waiters.tell(machine.take_changes())) == []
+    assert request.unserved == machine.apply(ReadJob("q", 1), NOW)
+
+
+def test_who_waits_for_nothing_is_not_parked(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a", "b")
+    machine.apply(Cancel("q", [1]), NOW)
+    for command, may_park in ((ReadJob("q", 1, 20), True), (ReadJob("q", 2), True), (ReadJob("q", 2, 20), False)):
+        reply = waiters.carry_out(machine, Request(command), NOW, may_park=may_park)
+        assert reply is not None
+        assert reply.id == command.id
+    for dequeue, may_park in ((Dequeue("none"), True), (Dequeue("none", wait_seconds=20), False)):
+        assert waiters.carry_out(machine, Request(dequeue), NOW, may_park=may_park) == Dequeued([])
+    assert len(waiters) == 0
+
+
+def test_a_reader_is_discarded_once(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a")
+    first, second = read(waiters, machine), read(waiters, machine)
+    for _ in range(2):
+        waiters.discard(first)
+        assert len(waiters) == 1
+    waiters.discard(second)
+    assert waiters._readers == {}
+
+
+def test_readers_and_dequeues_share_the_room(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a", queue="q")
+    for _ in range(3):
+        read(waiters, machine)
+    for _ in range(2):
+        park(waiters, "other")
+    with pytest.raises(TooManyWaiters, match="5"):
+        read(waiters, machine)
+    with pytest.raises(TooManyWaiters, match="5"):
+        park(waiters, "other")

@@ -16,8 +16,7 @@ beat_seconds=$((lease_seconds < 6 ? 1 : lease_seconds / 3)) # so one or two beat
 wait_seconds=5 # of a poll. None is cut short, for its answer may bring a job: SIGTERM is heeded after it
 files=$(mktemp -d) || exit 1
 answer_file=$files/answer
-trap 'rm -rf "$files"' EXIT
-ending=
+ending='' failed=0
 trap 'ending=1' TERM INT
 
 # call PATH BODY SECONDS [OPTION]...: $status and $answer; the status is 000 if no answer came in so many seconds.
@@ -47,34 +46,33 @@ work() {
 }
 
 # Extends the lease until the work is done, or is to stop: the lease is lost, or somebody has cancelled the job.
+# $attempt is a file that is there for as long as the work is under way, and tells if it is to stop.
 beat() {
     answer_file=$files/beat
     # $$ is the worker, here too: a heart that outlived it would hold the job for ever.
-    while sleep "$beat_seconds" && kill -0 $$; do
+    while sleep "$beat_seconds" && kill -0 $$ && [ -e "$attempt" ]; do
         call "jobs/$id/extend" "{\"token\":\"$token\"}" "$beat_seconds"
         case $status$answer in
-            404* | 409* | *'"cancel_requested":true'*) : >"$files/stop" && kill "$working" && return ;;
+            404* | 409* | *'"cancel_requested":true'*) [ -e "$attempt" ] && echo stop >"$attempt" && kill "$working" ;;
         esac
     done
 }
 
 # Does the job $id: a word for what came of it.
 perform() {
-    rm -f "$files/stop"
-    work "$1" >"$files/result" 2>"$files/error" &
-    working=$!
-    beat >/dev/null 2>&1 &
-    heart=$!
+    attempt=$files/attempt.$polls
+    : >"$attempt"
+    work "$1" >"$files/result" 2>"$files/error" & working=$!
+    beat >/dev/null 2>&1 & heart=$!
     while wait "$working"; code=$?; kill -0 "$working" 2>/dev/null; do :; done # for a signal cuts a wait short
     kill "$heart" 2>/dev/null
-    if [ -e "$files/stop" ]; then
-        verb=release more=
-    elif [ "$code" = 0 ]; then
-        verb=conclude more=",\"result\":{\"sha256\":\"$(cut -c 1-64 "$files/result")\"}"
-    else
-        message=$(head -n 1 "$files/error" | cut -c 1-1000 | tr -cd '[:alnum:] ._:/-')
-        verb=fail more=",\"error\":{\"type\":\"exit $code\",\"message\":\"$message\"}"
-    fi
+    message=$(head -n 1 "$files/error" | cut -c 1-1000 | tr -cd '[:alnum:] ._:/-')
+    case $(cat "$attempt")$code in
+        stop*) verb=release more= ;;
+        0) verb=conclude more=",\"result\":{\"sha256\":\"$(cut -c 1-64 "$files/result")\"}" ;;
+        *) verb=fail more=",\"error\":{\"type\":\"exit $code\",\"message\":\"$message\"}" ;;
+    esac
+    rm "$attempt" # should the heart have been too young to be killed, it sees this
     call "jobs/$id/$verb" "{\"token\":\"$token\"$more}" 60
     # `lease_lost`: it took too long, the job is somebody else's, and the result is dropped.
     between "$answer" '"code":"' '"'
@@ -89,7 +87,7 @@ while [ -z "$ending" ]; do
     call dequeue "$poll" 10 -H "Idempotency-Key: $consumer-$begun-$polls"
     case $status in
         200) ;;
-        4*) echo "the server hands out no jobs: $answer" >&2 && exit 1 ;;
+        40[0-7] | 41?) echo "the server hands out no jobs: $answer" >&2 && failed=1 && break ;;
         *) sleep "$wait_seconds" ;;
     esac
     between "$answer" '"lease":{' '}' && between "$found" '"token":"' '"' && token=$found
@@ -97,3 +95,5 @@ while [ -z "$ending" ]; do
     between "$answer" '"payload":"' '"'
     [ -z "$id" ] || perform "$found"
 done
+rm -rf "$files" # not in a trap: that would be run by a heart, too, that is killed when it is very young
+exit $failed
