@@ -428,7 +428,7 @@ class Model:
         leases: list[Facts] = []
         full: list[Facts] = []  # the job that had no room in the reply, if there was one
         queues = self.named(command.queue)
-        if command.order == "listed":
+        if command.order == "listed" or command.queue in self.queues:  # of one queue there is no order
             for queue in queues:
                 self.take(queue, command, command.count - len(leases), leases, full)
         else:

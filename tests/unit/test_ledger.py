@@ -294,6 +294,7 @@ def test_changes_of_a_queue_that_was_deleted_since_are_still_taken() -> None:
     world.do(Forget("q", [1]))
     world.do(DeleteQueue("q"))
 
+    assert world.machine.changes_waiting == 3
     assert [change.after is None for change in world.machine.take_changes()] == [False, False, True]
 
 
