@@ -29,6 +29,9 @@ class ActorEngine:
 
     def __init__(self, settings: Settings, machine: StateMachine, store: Store, clock: Clock, sweeper: Sweeper) -> None:
         self.failed = trio.Event()
+        self.ready = trio.Event()
+        self.ready.set()
+        self.instance, self.durability = store.instance, store.durability
         self._settings = settings
         self._machine = machine
         self._store = store
@@ -88,6 +91,9 @@ class ActorEngine:
         """What the actor is doing now."""
         return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
 
+    def store_statistics(self) -> None:
+        """None: an engine within knows its store by its commits alone."""
+
     def waiting(self, queue: str) -> int:
         """How many parked dequeues would take a job of this queue."""
         return self._waiters.waiting(queue)
@@ -100,11 +106,12 @@ class ActorEngine:
             async for first in self._arrivals:
                 self._taken.append(first)  # from here on it is answered, whatever happens
                 now = self._clock()
+                self._machine.disk_room_bytes = self._store.room_bytes
                 self._carry_out(first, now)
                 if self._waiters:
                     self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
                 changes = self._machine.take_changes()
-                self._answers += self._waiters.tell(changes)
+                self._answers += self._waiters.tell(changes.jobs)
                 await self._store.commit(changes)
                 for request, reply in self._answers:
                     if isinstance(reply, QueueError):

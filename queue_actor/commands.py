@@ -6,7 +6,7 @@ carry many jobs either succeed or are refused as a whole, or answer each job for
 It is a catalogue, longer than other files so that all verbs can be found in one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -401,6 +401,40 @@ class ReadPosition(Command[Position], frozen=True):
 # --- time
 
 
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """A finished job, and until when it was to be kept."""
+
+    queue: str
+    id: int
+    state: JobState
+    kept_until: float
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """How many jobs were forgotten, and how many of these were dead."""
+
+    count: int
+    dead: int
+
+
+class Prune(Command[Pruned], frozen=True):
+    """Forget finished jobs that the store has found to be past their retention, in memory or not."""
+
+    jobs: Sequence[Ended]
+    departures: Mapping[str, int]  # of each queue when the store was read; a job that may have changed since stays
+
+
+class Recalled(Command[R], Generic[R], frozen=True):
+    """A command about finished jobs that were only in the store, with these jobs: they are in memory again for it.
+
+    Refused with ForgottenJob if a job may have left again since the store was read, and like the command itself.
+    """
+
+    command: Command[R]
+    jobs: Sequence[Job]
+    departures: Mapping[str, int]  # of each queue when the store was read
+
+
 class Swept(msgspec.Struct, frozen=True):
     """What a sweep moved, and when the next one has something to do."""
 
@@ -411,6 +445,8 @@ class Swept(msgspec.Struct, frozen=True):
     dead_lost: int  # of these, dead ones forgotten for their number rather than their age
     more: bool  # a slice was full: sweep again at once
     next_due_seconds: float | None  # until the next deadline; None if there is none
+    over: int = 0  # finished jobs beyond `retention_jobs` that only the store can find, as the oldest are its alone
+    dead_over: int = 0  # the same of dead ones
 
 
 class Sweep(Command[Swept], frozen=True):

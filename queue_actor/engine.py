@@ -22,6 +22,21 @@ def system_clock() -> Now:
     return Now(trio.current_time(), time.time())
 
 
+class UnreadableError(Exception):
+    """A store holds what cannot be understood; it is left as it is."""
+
+
+class StoreStatistics(msgspec.Struct, frozen=True):
+    """What a durable store is doing now."""
+
+    file_bytes: int
+    wal_bytes: int  # of the log, which a checkpoint moves into the file
+    room_bytes: float  # what may still be written before no more jobs are taken
+    commits: int
+    commit_seconds_p50: float  # of the last ones
+    commit_seconds_p99: float
+
+
 class EngineStatistics(msgspec.Struct, frozen=True):
     """What an engine is doing now."""
 
@@ -34,6 +49,15 @@ class Engine(Protocol):
 
     failed: trio.Event
     """Set when the engine has ended by a bug or a broken store; the process is about to end."""
+
+    ready: trio.Event
+    """Set when commands are carried out: at once, or when a store has been read. Before, they are refused."""
+
+    instance: str
+    """Names the life of the queue: with another one, ids begin anew."""
+
+    durability: str
+    """What an answer is worth: `memory`, `normal` or `full`."""
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command and return its reply, after the changes it made are stored.
@@ -59,6 +83,10 @@ class Engine(Protocol):
 
     def statistics(self) -> EngineStatistics:
         """What the engine is doing now."""
+        ...
+
+    def store_statistics(self) -> StoreStatistics | None:
+        """What the store is doing now; None if nothing is stored."""
         ...
 
     def waiting(self, queue: str) -> int:

@@ -21,10 +21,12 @@ exception is a bug or a broken machine, and ends the process.
     ├── LimitReached
     │   ├── QueueFull       queue_full        `queued_jobs_max` jobs are waiting
     │   ├── MemoryFull      memory_full       `memory_bytes_max` bytes of payloads are kept
+    │   ├── DiskFull        disk_full         less than `disk_reserve_bytes` are free
     │   ├── TooManyQueues   too_many_queues   `queues_max` queues exist
     │   └── TooManyWaiters  too_many_waiters  `waiters_max` dequeues are parked
     └── Unavailable
         ├── Busy            busy              the inbox is full; nothing was done
+        ├── Starting        starting          the jobs are being read from the disk; nothing was done
         ├── Draining        draining          the server is about to end; nothing was done
         └── OutcomeUnknown  outcome_unknown   the engine ended before it answered: done or not done
 """
@@ -149,6 +151,12 @@ class MemoryFull(LimitReached):
     code = "memory_full"
 
 
+class DiskFull(LimitReached):
+    """The disk has room for what is there to end, and for no more jobs."""
+
+    code = "disk_full"
+
+
 class TooManyQueues(LimitReached):
     """As many queues exist as `queues_max` allows."""
 
@@ -169,6 +177,12 @@ class Busy(Unavailable):
     """The inbox is full. The command was not carried out."""
 
     code = "busy"
+
+
+class Starting(Unavailable):
+    """The server still reads its jobs from the disk. The command was not carried out."""
+
+    code = "starting"
 
 
 class Draining(Unavailable):

@@ -4,8 +4,10 @@ After the draft of the IETF's HTTPAPI group on the Idempotency-Key header field,
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from queue_actor.changes import AnswerKind, AnswerRecord
 from queue_actor.commands import IdempotencyKey
 from queue_actor.errors import KeyReused
 from queue_actor.jobs import Now
@@ -19,11 +21,13 @@ ANSWERED_JOBS_MAX = 1_000_000
 class Answers(Generic[A]):
     """The answers given under a key, the oldest first."""
 
-    def __init__(self, *, seconds: float, keys_max: int) -> None:
+    def __init__(self, kind: AnswerKind, *, seconds: float, keys_max: int) -> None:
+        self._kind = kind
         self._seconds = seconds
         self._keys_max = keys_max
         self._answers: OrderedDict[tuple[str, str], tuple[float, bytes, int, A]] = OrderedDict()
         self._jobs = 0
+        self._records: dict[tuple[str, str], AnswerRecord] = {}  # what changed since `take_records`
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -47,8 +51,10 @@ class Answers(Generic[A]):
     def remember(self, key: IdempotencyKey, answer: A, jobs: int, now: Now) -> None:
         """Keep an answer that speaks of so many jobs."""
         self._drop((key.scope, key.key))
-        self._answers[key.scope, key.key] = (now.monotonic, key.fingerprint, jobs, answer)
-        self._jobs += jobs
+        self._keep(key, answer, jobs, now.monotonic)
+        self._records[key.scope, key.key] = AnswerRecord(
+            self._kind, key.scope, key.key, key.fingerprint, now.wall, answer
+        )
         while self._answers and (
             len(self._answers) > self._keys_max
             or self._jobs > ANSWERED_JOBS_MAX
@@ -56,7 +62,27 @@ class Answers(Generic[A]):
         ):
             self._drop(next(iter(self._answers)))
 
+    def restore(self, record: AnswerRecord, answer: A, jobs: int, now: Now) -> None:
+        """Go on remembering an answer of a former life, no longer than it would have been then."""
+        age_seconds = max(0.0, now.wall - record.at)
+        if age_seconds < self._seconds:
+            self._keep(record.idempotency_key, answer, jobs, now.monotonic - age_seconds)
+        else:
+            self._records[record.scope, record.key] = AnswerRecord(self._kind, record.scope, record.key)
+
+    def take_records(self) -> Sequence[AnswerRecord]:
+        """What was remembered and dropped since the last call."""
+        if not self._records:
+            return ()
+        records, self._records = self._records, {}
+        return list(records.values())
+
+    def _keep(self, key: IdempotencyKey, answer: A, jobs: int, at: float) -> None:
+        self._answers[key.scope, key.key] = (at, key.fingerprint, jobs, answer)
+        self._jobs += jobs
+
     def _drop(self, name: tuple[str, str]) -> None:
         remembered = self._answers.pop(name, None)
         if remembered is not None:
             self._jobs -= remembered[2]
+            self._records[name] = AnswerRecord(self._kind, *name)

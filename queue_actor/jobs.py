@@ -150,7 +150,9 @@ class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     lease_expires_at: float | None = None  # for people: the lease itself runs on the monotonic clock
     started_at: float | None = None  # of the current or last attempt
     finished_at: float | None = None
+    kept_until: float | None = None  # of a finished job: the end of its retention
     cancel_requested: bool = False
+    key_freed: bool = False  # it has started, and its unique key was to be kept no longer than that
     progress: bytes | None = None  # a JSON text
     result: bytes | None = None  # a JSON text
     reason: DeathReason | None = None

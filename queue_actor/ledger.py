@@ -2,14 +2,16 @@
 
 The state machine decides what happens to a job; the ledger makes it so, and keeps together what must change together:
 the job's version, the counts, the structures a job waits in, the deadlines, the bytes. Its methods are small moves
-that leave it consistent; they decide nothing, and refuse nothing but what would be a bug.
+that leave it consistent; they decide nothing, and refuse nothing but what would be a bug. It is longer than most files,
+for what must change together must be read together.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from msgspec.structs import replace
 
+from queue_actor.changes import Changes, Floors, Recovered
 from queue_actor.commands import NewJob
 from queue_actor.deadlines import Deadlines
 from queue_actor.jobs import (
@@ -93,14 +95,19 @@ class Ledger:
         self.dead: Deadlines[Key] = Deadlines()  # monotonic; the same of dead ones
         self.run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
         self.stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
+        self.recent: dict[Key, None] | None = None  # finished jobs in memory, oldest first, where a store has them all
+        self._recalled: set[Key] = set()  # of the recent ones, those that were read back from the store
+        self._touched: set[str] = set()  # queues whose record is no longer what the store has
+        self._pruned: list[Key] = []
+        self._floors_moved = False
         self._readied: dict[str, None] = {}
         self._changes: list[Change] = []
         self._revision = 0
         self._id_floor = 1  # what deleted queues leave behind: their successors begin here
         self._fence_floor = 1  # 0 is the fence of a job that was never leased
 
-    def take_changes(self) -> Sequence[Change]:
-        """The changes since the last call, oldest first; the caller stores them before he answers anyone.
+    def take_changes(self) -> Changes:
+        """What changed since the last call, but for answers; the caller stores it before he answers anyone.
 
         Raises:
             InvariantError: The counts do not agree with the structures they count.
@@ -118,7 +125,17 @@ class Ledger:
                     raise InvariantError(
                         f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}"
                     )
-        return changes
+                self._touched.add(job.queue)
+        queues = {name: self.queues[name].record() if name in self.queues else None for name in self._touched}
+        taken = Changes(
+            self._revision,
+            changes,
+            queues,
+            pruned=self._pruned,
+            floors=Floors(self._id_floor, self._fence_floor) if self._floors_moved else None,
+        )
+        self._touched, self._pruned, self._floors_moved = set(), [], False
+        return taken
 
     @property
     def changes_waiting(self) -> int:
@@ -150,7 +167,12 @@ class Ledger:
             # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
             fence = max(int(now.wall * 1_000_000), self._fence_floor)
             queue = self.queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
+            self.touch(queue)
         return queue
+
+    def touch(self, queue: Queue) -> None:
+        """Let the store know what the queue itself has become."""
+        self._touched.add(queue.name)
 
     def delete_queue(self, queue: Queue) -> None:
         """Forget a queue without jobs. Its successor's ids and fences begin where its own ended."""
@@ -159,6 +181,8 @@ class Ledger:
         self._readied.pop(queue.name, None)
         self._id_floor = max(self._id_floor, queue.next_id)
         self._fence_floor = max(self._fence_floor, queue.next_fence)
+        self._floors_moved = True
+        self.touch(queue)
 
     def move(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
         """Put the next version of a job in its place: every transition of every job is made here."""
@@ -294,12 +318,28 @@ class Ledger:
             seconds = policy.retention_seconds
             kept, seconds = self.kept, settings.retention_seconds if seconds is None else seconds
         kept.set((queue.name, job.id), now.monotonic + seconds)
-        return self.move(queue, job, verb, to, now, finished_at=now.wall, **facts)
+        if self.recent is not None:
+            self.recent[queue.name, job.id] = None
+        return self.move(queue, job, verb, to, now, finished_at=now.wall, kept_until=now.wall + seconds, **facts)
+
+    def unfinish(self, queue: Queue, job: Job) -> None:
+        """Take a finished job out of what counts its retention."""
+        key = (queue.name, job.id)
+        (self.dead if job.state is DEAD else self.kept).clear(key)
+        if self.recent is not None:
+            del self.recent[key]
+            self._recalled.discard(key)
 
     def expire(self, queue: Queue, job: Job, now: Now) -> None:
         """Give up a waiting job whose ttl has ended."""
         self.withdraw(queue, job)
         self.finish(queue, job, "expire", DEAD, now, reason=DeathReason.EXPIRED)
+
+    def resume(self, recovered: Recovered) -> None:
+        """Count on from where a former life has ended, with a store that has all finished jobs."""
+        self.recent = {}
+        self._revision = recovered.revision
+        self._id_floor, self._fence_floor = recovered.floors.id, recovered.floors.fence
 
     def forget(self, queue: Queue, job: Job, _now: Now) -> Job:
         """Keep a job no longer, whatever its state but in progress."""
@@ -307,15 +347,44 @@ class Ledger:
             self.withdraw(queue, job)
             self.free_unique_key(queue, job)
         else:
-            (self.dead if job.state is DEAD else self.kept).clear((queue.name, job.id))
+            self.unfinish(queue, job)
         queue.forget(job.id)
         queue.counts[job.state] -= 1
         self.counts[job.state] -= 1
-        self.kept_bytes -= size(job.payload) + size(job.result) + size(job.progress)
-        self.kept_bytes -= sum(error_size(attempt.error) for attempt in job.history)
+        self.kept_bytes -= kept_bytes_of(job)
         self._revision += 1
+        queue.departures += 1
         self._changes.append(Change(self._revision, job, None))
         return job
+
+    def leave_to_store(self, queue: Queue, job: Job) -> None:
+        """Keep a finished job no longer in memory. It still counts: the store has it."""
+        if (queue.name, job.id) in self._recalled:
+            # It may have changed since it was recalled, so what was read of it before must not be used again.
+            queue.departures += 1
+            self.touch(queue)
+        self.unfinish(queue, job)
+        queue.forget(job.id)
+        self.kept_bytes -= kept_bytes_of(job)
+
+    def recall(self, queue: Queue, job: Job, now: Now) -> None:
+        """Take a finished job that only the store had back into memory."""
+        assert self.recent is not None and job.kept_until is not None  # noqa: S101, PT018 - it comes from a store
+        key = (queue.name, job.id)
+        queue.jobs[job.id] = job
+        queue.first_id = min(queue.first_id, job.id)
+        (self.dead if job.state is DEAD else self.kept).set(key, now.monotonic + job.kept_until - now.wall)
+        self.recent[key] = None
+        self._recalled.add(key)
+        self.kept_bytes += kept_bytes_of(job)
+
+    def prune(self, queue: Queue, id_: int, state: JobState) -> None:
+        """Forget a finished job that only the store has."""
+        queue.counts[state] -= 1
+        self.counts[state] -= 1
+        queue.departures += 1
+        self.touch(queue)
+        self._pruned.append((queue.name, id_))
 
     def free_unique_key(self, queue: Queue, job: Job) -> None:
         """Let another job have the unique key of this one, if it has one."""
@@ -332,6 +401,12 @@ def is_expired(job: Job, now: Now) -> bool:
 def size(text: bytes | None) -> int:
     """The bytes of a text that may not be there."""
     return 0 if text is None else len(text)
+
+
+def kept_bytes_of(job: Job) -> int:
+    """What a job counts for `memory_bytes_max`."""
+    errors = sum(error_size(attempt.error) for attempt in job.history)
+    return size(job.payload) + size(job.result) + size(job.progress) + errors
 
 
 def error_size(error: JobError | None) -> int:

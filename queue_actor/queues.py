@@ -1,5 +1,6 @@
 """What the state machine keeps of one queue."""
 
+from queue_actor.changes import QueueRecord
 from queue_actor.jobs import Job, JobState, QueuePolicy, first_policy
 from queue_actor.meters import Meter
 from queue_actor.ready import Ready
@@ -7,6 +8,9 @@ from queue_actor.settings import Settings
 
 METERED = ("enqueue", "dequeue", "conclude", "fail", "release", "stale", "dead")
 """The verbs whose rates are kept for each queue."""
+
+FIRST_ID_STEPS_MAX = 1_000
+"""By how much `first_id` moves on with one job that is forgotten, at most."""
 
 CONSUMERS_MAX = 1_000
 """Consumers a queue remembers to have seen; the one not seen for longest goes first."""
@@ -19,6 +23,7 @@ class Queue:
         "consumers",
         "counts",
         "declared",
+        "departures",
         "dequeues",
         "first_id",
         "jobs",
@@ -38,6 +43,7 @@ class Queue:
         self.name = name
         self.policy: QueuePolicy = first_policy(name)
         self.declared = False
+        self.departures = 0  # counts what makes earlier reads of the store unusable
         self.paused = False
         self.jobs: dict[int, Job] = {}
         self.ready = Ready(settings)
@@ -62,9 +68,17 @@ class Queue:
     def forget(self, id_: int) -> None:
         """Keep a job no longer."""
         del self.jobs[id_]
-        # Jobs are mostly forgotten in the order of their ids, so this moves on by one.
-        while self.first_id < self.next_id and self.first_id not in self.jobs:
+        # Jobs are mostly forgotten in the order of their ids, so this moves on by one; after a recall of old ones by
+        # many, in steps.
+        end = min(self.next_id, self.first_id + FIRST_ID_STEPS_MAX)
+        while self.first_id < end and self.first_id not in self.jobs:
             self.first_id += 1
+
+    def record(self) -> QueueRecord:
+        """What is durable of it."""
+        return QueueRecord(
+            self.name, self.next_id, self.next_fence, self.policy, self.paused, self.declared, self.departures
+        )
 
     @property
     def waiting(self) -> int:

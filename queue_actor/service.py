@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from queue_actor.actor import ActorEngine
+from queue_actor.durable import Data, DurableEngine
 from queue_actor.engine import Clock, Engine, system_clock
 from queue_actor.engines.lock import LockEngine
 from queue_actor.settings import Settings
@@ -21,6 +22,8 @@ from queue_actor.state_machine import StateMachine
 from queue_actor.store import MemoryStore, Store
 from queue_actor.sweeper import Sweeper
 from queue_actor.tokens import SECRET_BYTES
+
+INSTANCE_BYTES = 8
 
 FAREWELL_SECONDS = 1.0
 """How long an engine that failed waits for its callers to pass on that they have no answer."""
@@ -33,21 +36,40 @@ ENGINES: dict[str, Callable[[Settings, StateMachine, Store, Clock, Sweeper], Eng
 
 @asynccontextmanager
 async def open_engine(
-    settings: Settings, *, clock: Clock = system_clock, store: Store | None = None, secret: bytes | None = None
+    settings: Settings,
+    *,
+    clock: Clock = system_clock,
+    store: Store | None = None,
+    secret: bytes | None = None,
+    data: Data | None = None,
 ) -> AsyncIterator[Engine]:
     """An engine that runs inside the block.
+
+    Args:
+        settings: All settings.
+        clock: What tells the time.
+        store: Where changes go; nowhere unless it is given.
+        secret: For the tokens; random unless it is given.
+        data: The store and the archive of a data directory, in place of `store` and `secret`. The engine refuses
+            commands as long as it reads the jobs; `Engine.ready` is the end of that.
 
     Raises:
         BaseExceptionGroup: The engine failed; the block was cancelled.
     """
-    machine = StateMachine(settings, secret=secret or secrets.token_bytes(SECRET_BYTES))
     sweeper = Sweeper(settings.sweep_seconds)
-    engine = ENGINES[settings.engine](settings, machine, store or MemoryStore(), clock, sweeper)
+    engine: Engine
+    if data is not None:
+        make, kept = ENGINES[settings.engine], data.store
+        engine = DurableEngine(settings, data, clock, lambda machine: make(settings, machine, kept, clock, sweeper))
+    else:
+        machine = StateMachine(settings, secret=secret or secrets.token_bytes(SECRET_BYTES))
+        forgetful = store or MemoryStore(secrets.token_hex(INSTANCE_BYTES))
+        engine = ENGINES[settings.engine](settings, machine, forgetful, clock, sweeper)
     left = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_run, engine, left)
         async with trio.open_nursery() as timer:
-            timer.start_soon(sweeper.run, engine)
+            timer.start_soon(_sweep, sweeper, engine)
             try:
                 yield engine
             finally:
@@ -55,6 +77,11 @@ async def open_engine(
                 engine.drain()
                 timer.cancel_scope.cancel()
         engine.close()
+
+
+async def _sweep(sweeper: Sweeper, engine: Engine) -> None:
+    await engine.ready.wait()
+    await sweeper.run(engine)
 
 
 async def _run(engine: Engine, left: trio.Event) -> None:

@@ -19,6 +19,7 @@ FOREIGN_NAMES = frozenset({"QUEUE_ACTOR_URL", "QUEUE_ACTOR_TOKEN"})
 KIB = 1024
 MIB = 1024 * KIB
 DAY_SECONDS = 24 * 3600
+DURABLE_RETENTION_JOBS = 1_000_000  # a disk has more room than memory
 
 
 class SettingError(Exception):
@@ -36,6 +37,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="serve other hosts than loopback although anyone who reaches the port may do anything"),
     ] = False
+    data: Annotated[
+        str,
+        Meta(description="directory that keeps the jobs; without one they are lost when the process ends"),
+    ] = ""
+    durability: Annotated[
+        Literal["full", "normal"],
+        Meta(description="with a data directory: whether an answer waits for the disk (full), or only for the kernel"),
+    ] = "full"
+    disk_reserve_bytes: Annotated[
+        int, Meta(ge=0, le=1024 * 1024 * MIB, description="free bytes below which no jobs are enqueued any more")
+    ] = 64 * MIB
+    recent_jobs: Annotated[
+        int,
+        Meta(ge=1, le=10_000_000, description="finished jobs that stay in memory too where there is a data directory"),
+    ] = 10_000
     engine: Annotated[
         Literal["actor", "lock"],
         Meta(description="what owns the queue: the actor, or the mutex it is compared with"),
@@ -103,10 +119,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=100_000_000, description="how many dead jobs are kept; one that is lost so is warned about")
     ] = 100_000
     retention_seconds: Annotated[
-        float, Meta(ge=0, le=3_660 * DAY_SECONDS, description="how long concluded and cancelled jobs are kept")
+        float,
+        Meta(
+            ge=0,
+            le=3_660 * DAY_SECONDS,
+            description="how long concluded and cancelled jobs are kept; with a data directory a day",
+        ),
     ] = 3_600.0
     retention_jobs: Annotated[
-        int, Meta(ge=0, le=100_000_000, description="how many concluded and cancelled jobs are kept")
+        int,
+        Meta(
+            ge=0,
+            le=100_000_000,
+            description="how many concluded and cancelled jobs are kept; with a data directory 1000000",
+        ),
     ] = 100_000
 
     ready_initial: Annotated[int, Meta(ge=1, le=10_000_000, description="slots a ready array starts with")] = 64
@@ -192,6 +218,8 @@ def read_settings(environment: Mapping[str, str], arguments: Sequence[str]) -> S
         values[_BY_VARIABLE[variable].name] = _value(_BY_VARIABLE[variable], variable, text)
     for flag, text in _flags(arguments):
         values[_BY_FLAG[flag].name] = _value(_BY_FLAG[flag], flag, text)
+    if values.get("data"):
+        values = {"retention_seconds": float(DAY_SECONDS), "retention_jobs": DURABLE_RETENTION_JOBS} | values
     settings = Settings(**values)
     if settings.lease_seconds > settings.lease_seconds_max:
         raise SettingError(

@@ -23,7 +23,10 @@ from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from queue_actor import queries
+from queue_actor.changes import AnswerKind, Changes, Holding, Recovered
 from queue_actor.commands import (
     Bulk,
     BulkDone,
@@ -50,11 +53,13 @@ from queue_actor.commands import (
     NewJob,
     Pause,
     Position,
+    Prune,
     QueueView,
     R,
     ReadJob,
     ReadPosition,
     ReadQueue,
+    Recalled,
     Redrive,
     Release,
     ReleaseClaim,
@@ -66,9 +71,9 @@ from queue_actor.commands import (
     Swept,
     TakeBack,
 )
-from queue_actor.deadlines import Deadlines
 from queue_actor.errors import (
     AlreadyFinished,
+    DiskFull,
     InvalidCommand,
     LeaseLost,
     MemoryFull,
@@ -89,7 +94,6 @@ from queue_actor.jobs import (
     DEFAULT_QUEUE,
     FINISHED,
     WAITING,
-    Change,
     DeathReason,
     Job,
     JobState,
@@ -105,17 +109,21 @@ from queue_actor.ledger import (
     IN_PROGRESS,
     QUEUED,
     SCHEDULED,
-    Key,
     Ledger,
     size,
 )
 from queue_actor.queues import Queue
+from queue_actor.recovery import restore, start_leases
+from queue_actor.retention import Retention, slice_due
 from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
 from queue_actor.tokens import Tokens
 
 BULK_JOBS_MAX = 1_000
 """Jobs that one slice of a bulk command changes."""
+
+DISK_BYTES_PER_JOB = 1_000
+"""What a job takes on a disk beside its payload, which goes there twice: through the store's log."""
 
 A = TypeVar("A")
 
@@ -128,9 +136,13 @@ class StateMachine:
         self._tokens = Tokens(secret)
         self._ledger = Ledger(settings)
         self._queues = self._ledger.queues
+        self._retention = Retention(self._ledger, settings)
+        self._leased_before: list[Job] = []  # jobs that were restored, until their leases start again
+        self.disk_room_bytes = inf
+        """What the store's disk has room for, beyond its reserve; told by the engine."""
         self._services = 0  # dequeues that found something, for the fair order
-        self._enqueue_answers: Answers[Enqueued] = self._new_answers()
-        self._dequeue_answers: Answers[tuple[tuple[str, int, int], ...]] = self._new_answers()
+        self._enqueue_answers: Answers[Enqueued] = self._new_answers("enqueue")
+        self._dequeue_answers: Answers[tuple[Holding, ...]] = self._new_answers("dequeue")
         self._verbs: dict[type[Command[Any]], Callable[[Any, Now], Any]] = {
             Enqueue: self._enqueue,
             Dequeue: self._dequeue,
@@ -153,10 +165,13 @@ class StateMachine:
             ListQueues: lambda read, now: queries.list_queues(self._queues, read, now),
             Search: lambda read, _: queries.search(self._queues.get(read.queue), read),
             Sweep: self._sweep,
+            Prune: self._retention.prune,
+            Recalled: self._recalled,
         }
 
-    def _new_answers(self) -> Answers[Any]:
-        return Answers(seconds=self._settings.idempotency_seconds, keys_max=self._settings.idempotency_keys_max)
+    def _new_answers(self, kind: AnswerKind) -> Answers[Any]:
+        settings = self._settings
+        return Answers(kind, seconds=settings.idempotency_seconds, keys_max=settings.idempotency_keys_max)
 
     # --- what an engine needs
 
@@ -169,9 +184,25 @@ class StateMachine:
         reply: R = self._verbs[type(command)](command, now)
         return reply
 
-    def take_changes(self) -> Sequence[Change]:
-        """The changes since the last call, oldest first; the caller stores them before he answers anyone."""
-        return self._ledger.take_changes()
+    def restore(self, recovered: Recovered, now: Now) -> None:
+        """Go on from what a store has kept of a former life; only for a machine that has done nothing yet."""
+        self._leased_before = restore(self._ledger, recovered, now)
+        for record in recovered.answers:
+            if record.kind == "enqueue":
+                self._enqueue_answers.restore(record, record.answer, len(record.answer.jobs), now)
+            else:
+                self._dequeue_answers.restore(record, record.answer, len(record.answer), now)
+
+    def start_leases(self, now: Now) -> None:
+        """Start the leases of a former life again, at full length: nobody could be heard meanwhile."""
+        start_leases(self._ledger, self._leased_before, now)
+        self._leased_before = []
+
+    def take_changes(self) -> Changes:
+        """What changed since the last call, oldest first; the caller stores it before he answers anyone."""
+        answers = [*self._enqueue_answers.take_records(), *self._dequeue_answers.take_records()]
+        changes = self._ledger.take_changes()
+        return replace(changes, answers=answers) if answers else changes
 
     @property
     def changes_waiting(self) -> int:
@@ -202,6 +233,7 @@ class StateMachine:
     def _set_policy(self, command: SetPolicy, now: Now) -> QueueView:
         self._check_new_queue(command.queue)
         queue = self._ledger.open_queue(command.queue, now)
+        self._ledger.touch(queue)
         queue.policy = command.policy
         if command.paused is not None:
             queue.paused = command.paused
@@ -211,14 +243,16 @@ class StateMachine:
 
     def _pause(self, command: Pause, now: Now) -> QueueView:
         queue = self._existing(command.queue)
+        self._ledger.touch(queue)
         queue.paused = command.paused
         self._ledger.offer(queue)
         return queries.view(queue, queue.name, now)
 
     def _delete_queue(self, command: DeleteQueue, now: Now) -> QueueView:
         queue = self._existing(command.queue)
-        if queue.jobs:
-            raise QueueNotEmpty(f"queue {queue.name} holds {len(queue.jobs)} jobs: purge it first", field="queue")
+        jobs = sum(queue.counts.values())
+        if jobs:
+            raise QueueNotEmpty(f"queue {queue.name} holds {jobs} jobs: purge it first", field="queue")
         self._ledger.delete_queue(queue)
         return queries.view(None, queue.name, now)
 
@@ -233,6 +267,7 @@ class StateMachine:
         self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
         first = queue.next_id
+        self.disk_room_bytes -= sum(DISK_BYTES_PER_JOB + 2 * size(new.payload) for new in command.jobs)
         reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
         queue.meters["enqueue"].add(now.monotonic, queue.next_id - first)
         if command.key is not None:
@@ -263,6 +298,8 @@ class StateMachine:
             raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
         if payload_bytes > 0 and self._ledger.kept_bytes + payload_bytes > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
+        if jobs and jobs * DISK_BYTES_PER_JOB + 2 * payload_bytes > self.disk_room_bytes:
+            raise DiskFull("the disk has no room for more jobs: less than disk_reserve_bytes would be left")
 
     def _enqueue_one(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
         key = new.options.unique_key
@@ -389,7 +426,8 @@ class StateMachine:
             self._ledger.run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
         if job.expires_at is not None:
             self._ledger.expiries.clear((queue.name, job.id))
-        if job.options.unique_until is UniqueUntil.STARTED:
+        key_freed = job.options.unique_until is UniqueUntil.STARTED
+        if key_freed:
             self._ledger.free_unique_key(queue, job)
         self._services += 1
         queue.served = self._services
@@ -408,6 +446,7 @@ class StateMachine:
             lease_seconds=seconds,
             lease_expires_at=now.wall + seconds,
             started_at=now.wall,
+            key_freed=key_freed,
         )
         self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
         return Lease(leased, self._tokens.issue(queue.name, job.id, fence))
@@ -554,12 +593,14 @@ class StateMachine:
         key = job.options.unique_key
         if key is not None and queue.unique.setdefault(key, job.id) != job.id:
             raise UniqueKeyTaken(f"job {queue.unique[key]} has the unique key of job {job.id}")
-        (self._ledger.dead if job.state is DEAD else self._ledger.kept).clear((queue.name, job.id))
+        self._ledger.unfinish(queue, job)
         facts = {
             "fails": 0,
             "stales": 0,
             "reason": None,
             "finished_at": None,
+            "kept_until": None,
+            "key_freed": False,
             "cancel_requested": False,
             "expires_at": None,
             "not_before": not_before,
@@ -627,26 +668,27 @@ class StateMachine:
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
         limit = self._settings.sweep_slice
-        stale = _slice(self._ledger.leases, now.monotonic, limit, partial(self._return_stale, now))
-        due = _slice(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
-        expired = _slice(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
-        forget = partial(self._forget_kept, now)
-        old = _slice(self._ledger.kept, now.monotonic, limit, forget)
-        old_dead = _slice(self._ledger.dead, now.monotonic, limit, forget)
-        # Beyond their number those go first whose time would have come first.
-        over = len(self._ledger.kept) - self._settings.retention_jobs
-        lost = _slice(self._ledger.kept, inf, min(over, limit), forget)
-        over = len(self._ledger.dead) - self._settings.dead_retention_jobs
-        dead_lost = _slice(self._ledger.dead, inf, min(over, limit), forget)
+        stale = slice_due(self._ledger.leases, now.monotonic, limit, partial(self._return_stale, now))
+        due = slice_due(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
+        expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
+        kept = self._retention.sweep(now)
         return Swept(
             stale=stale,
             due=due,
             expired=expired,
-            forgotten=old + old_dead + lost + dead_lost,
-            dead_lost=dead_lost,
-            more=limit in {stale, due, expired, old, old_dead, lost, dead_lost},
+            forgotten=kept.forgotten,
+            dead_lost=kept.dead_lost,
+            more=kept.more or limit in {stale, due, expired},
             next_due_seconds=self.next_due_seconds(now),
+            over=kept.over,
+            dead_over=kept.dead_over,
         )
+
+    def _recalled(self, command: Recalled[R], now: Now) -> R:
+        self._retention.recall(command.jobs, command.departures, now)
+        reply = self.apply(command.command, now)
+        self._retention.leave_to_store(len(command.jobs))
+        return reply
 
     def _return_stale(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
@@ -673,10 +715,6 @@ class StateMachine:
         self._ledger.expire(queue, queue.jobs[id_], now)
         queue.ready.tidy()
 
-    def _forget_kept(self, now: Now, name: str, id_: int) -> None:
-        queue = self._queues[name]
-        self._ledger.forget(queue, queue.jobs[id_], now)
-
 
 class _Basket:
     """What a dequeue has taken so far, and for how many more bytes it has room."""
@@ -691,15 +729,6 @@ class _Basket:
         """Whether another payload of this size has room. The first always has."""
         self.room -= size
         return self.room >= 0 or not self.leases
-
-
-def _slice(deadlines: Deadlines[Key], now: float, limit: int, move: Callable[[str, int], object]) -> int:
-    """Move the jobs that are due, the earliest first, at most `limit`; each move clears the deadline it was due by."""
-    moved = 0
-    while moved < limit and (key := deadlines.due(now)) is not None:
-        move(*key)
-        moved += 1
-    return moved
 
 
 def _answer(verb: Callable[..., A], *subject: Any) -> A | QueueError:

@@ -6,9 +6,9 @@ import hypothesis
 import pytest
 
 from queue_actor.engine import Engine
-from queue_actor.service import ENGINES, open_engine
 from queue_actor.settings import Settings
 from tests.fakes import SECRET, FakeClock, FakeStore, in_virtual_time
+from tests.opening import DURABLE, IN_MEMORY, open_engine
 
 pytest.register_assert_rewrite("tests.contract.stack")
 
@@ -30,9 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.trio(run=in_virtual_time), append=False)
 
 
-@pytest.fixture(params=sorted(ENGINES))
+@pytest.fixture(params=[*IN_MEMORY, DURABLE])
 def settings(request: pytest.FixtureRequest) -> Settings:
     """The default settings, once for each engine."""
+    if request.param == DURABLE:
+        return Settings(data="in memory")
     return Settings(engine=request.param)
 
 

@@ -1,12 +1,15 @@
 """What stands in for the world in tests: time, the store, and callers."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from math import inf
 from typing import Any, Generic
 
 import outcome
 import trio
 import trio.testing
 
+from queue_actor.changes import Changes
 from queue_actor.commands import Command, R
 from queue_actor.engine import Engine
 from queue_actor.jobs import Change, Now
@@ -18,6 +21,8 @@ TEST_SECONDS_MAX = 10_000
 """Virtual time after which a test has failed: somebody waits who will never be answered."""
 
 SECRET = bytes(range(32))
+
+_lives = count()
 
 
 def in_virtual_time(main: Callable[[], Awaitable[R]], **arguments: Any) -> R:
@@ -78,6 +83,9 @@ class FakeStore:
     """Remembers what it was given. A commit can be held, can take time, and can fail."""
 
     def __init__(self) -> None:
+        self.instance = f"life{next(_lives)}"
+        self.durability = "memory"
+        self.room_bytes = inf
         self.commits: list[Sequence[Change]] = []
         self.seconds = 0.0  # that a commit takes
         self.failure: BaseException | None = None
@@ -97,13 +105,13 @@ class FakeStore:
         """All changes that were committed, in order."""
         return [change for commit in self.commits for change in commit]
 
-    async def commit(self, changes: Sequence[Change]) -> None:
+    async def commit(self, changes: Changes) -> None:
         with trio.CancelScope(shield=True, deadline=TEST_SECONDS_MAX):
             await self._free.wait()
             await trio.sleep(self.seconds)
         if self.failure is not None:
             raise self.failure
-        self.commits.append(changes)
+        self.commits.append(changes.jobs)
 
 
 class Call(Generic[R]):

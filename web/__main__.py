@@ -7,12 +7,14 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import trio
 from hypercorn.trio import serve
 
-from queue_actor.engine import Engine
+from queue_actor.directory import Data, open_directory
+from queue_actor.engine import Engine, UnreadableError
 from queue_actor.service import open_engine
 from queue_actor.settings import SettingError, Settings, help_text, read_settings
 from web.app import App
@@ -23,16 +25,26 @@ from web.serving import installed, make_config
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter from another: with the usual 5 ms a commit waits for the event loop."""
+
 FILES_BESIDE_CONNECTIONS = 100
 """Descriptors that the process needs for other things than connections."""
 
 logger = logging.getLogger("web")
 
 
-async def serve_queue(settings: Settings, listener: socket.socket) -> None:
+A_CRASH_LOSES = {
+    "memory": "all jobs",
+    "normal": "nothing; a power cut loses the last commits",
+    "full": "nothing",
+}
+
+
+async def serve_queue(settings: Settings, listener: socket.socket, data: Data | None) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
     with installed(settings) as connections:
-        async with open_engine(settings) as engine:
+        async with open_engine(settings, data=data) as engine:
             app = App(engine, settings)
             connections.identify = app.identify
             config = make_config(settings)
@@ -40,9 +52,19 @@ async def serve_queue(settings: Settings, listener: socket.socket) -> None:
             config.bind = [f"fd://{listener.detach()}"]
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(serve, app, config, shutdown_trigger=partial(_end, app, engine)))
-                facts = {"address": address, "engine": settings.engine, "durability": "memory"}
-                logger.info("ready", extra={"facts": {**facts, "a_crash_loses": "all jobs"}})
+                nursery.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
     logger.info("ended", extra={"facts": {"address": address}})
+
+
+async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
+    if not engine.ready.is_set():
+        logger.info("starting", extra={"facts": facts})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_until_failure, engine, nursery.cancel_scope)
+        await engine.ready.wait()
+        durable = {"durability": engine.durability, "a_crash_loses": A_CRASH_LOSES[engine.durability]}
+        logger.info("ready", extra={"facts": {**facts, **durable}})
+        nursery.cancel_scope.cancel()
 
 
 async def _end(app: App, engine: Engine) -> None:
@@ -85,19 +107,28 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return 0
     try:
         settings = read_settings(environment, arguments)
-        listener = listen(settings)
+        with open_directory(settings) if settings.data else nullcontext() as data:
+            listener = listen(settings)
+            set_up_logging(settings)
+            _raise_file_limit(settings)
+            if data is not None:
+                sys.setswitchinterval(SWITCH_SECONDS)
+            return _run(settings, listener, data)
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return EXIT_CONFIGURATION
-    set_up_logging(settings)
-    _raise_file_limit(settings)
+
+
+def _run(settings: Settings, listener: socket.socket, data: Data | None) -> int:
+    return_code = 0
     try:
-        trio.run(serve_queue, settings, listener)
+        trio.run(serve_queue, settings, listener, data)
+    except* UnreadableError as unreadable:
+        logger.critical("unreadable", extra={"facts": {"reason": str(unreadable.exceptions[0])}})
+        return_code = EXIT_CONFIGURATION
     except* Exception:
         logger.critical("failed", exc_info=True)
         return_code = EXIT_BUG
-    else:
-        return_code = 0
     return return_code
 
 

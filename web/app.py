@@ -23,7 +23,7 @@ from web.binding import is_loopback
 from web.exchanges import Exchange
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
-from web.ops import ops_routes
+from web.ops import Condition, ops_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
 from web.replies import Facts, Reply, reply
@@ -48,8 +48,8 @@ class App(QuartTrio):
         super().__init__("web", static_folder=None)
         self.settings = settings
         self.draining = False
-        self.instance = secrets.token_hex(8)
-        """Names this life of the queue: ids begin anew with another one."""
+        self.instance = engine.instance
+        self._life = secrets.token_hex(8)  # in the names of requests that bring none
         self._request_numbers = count(1)
         # A path means what it says: no redirects, no methods beyond those of the routes.
         self.url_map.merge_slashes = False
@@ -59,7 +59,14 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
-        self.register_blueprint(ops_routes(lambda: self.draining))
+        self.register_blueprint(ops_routes(self._condition))
+
+        self._ready = engine.ready
+
+    def _condition(self) -> Condition:
+        if self.draining:
+            return "draining"
+        return "ready" if self._ready.is_set() else "starting"
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
         """The routes, the same for every Host. Quart's own fails where IDNA does, as at a label of 64 letters."""
@@ -121,7 +128,7 @@ class App(QuartTrio):
     def identify(self, request_id: str) -> dict[str, str]:
         """The headers that every answer has, those of the connection itself included; given the X-Request-Id sent."""
         if not _REQUEST_ID.match(request_id):
-            request_id = f"{self.instance}-{next(self._request_numbers)}"
+            request_id = f"{self._life}-{next(self._request_numbers)}"
         return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
 
     def _log(self, request: Request, request_id: str, started: float, *, status: int | None, facts: Facts) -> None:

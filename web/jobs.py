@@ -171,7 +171,9 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         key = idempotency_key(request.headers, data, request.path)
         enqueued = await engine.execute(Enqueue(name, new, key))
         facts = {"queue": name, "jobs": len(enqueued.jobs)}
-        return reply(_encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": "memory"}, facts=facts)
+        return reply(
+            _encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": engine.durability}, facts=facts
+        )
 
     @routes.post("/queues/<queue>/dequeue")
     async def dequeue(queue: str) -> Reply:

@@ -62,10 +62,12 @@ PROBLEMS: dict[str, Kind] = {
     "queue_full": Kind(429, "later", retry_after_seconds=1),
     "memory_full": Kind(429, "later", retry_after_seconds=1),
     "too_many_queues": Kind(429, "later", retry_after_seconds=60),
+    "disk_full": Kind(507, "later", retry_after_seconds=10),
     # The server's state.
     "busy": Kind(503, "later", retry_after_seconds=1),
     "too_many_waiters": Kind(503, "later", retry_after_seconds=1),
     "too_many_connections": Kind(503, "later", retry_after_seconds=1),
+    "starting": Kind(503, "later", retry_after_seconds=1),
     "draining": Kind(503, "later", retry_after_seconds=5),
     "outcome_unknown": Kind(503, "repeat", retry_after_seconds=1),
 }

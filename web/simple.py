@@ -54,7 +54,7 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
         command = Enqueue(QUEUE, [new], idempotency_key(request.headers, data, "/jobs/enqueue"))
         (job,) = (await engine.execute(command)).jobs
         assert isinstance(job, EnqueuedJob)  # noqa: S101 - for the type checker: only a unique key could be refused
-        return show(job.id, body.type, job.state, new.payload, {"Queue-Durability": "memory"})
+        return show(job.id, body.type, job.state, new.payload, {"Queue-Durability": engine.durability})
 
     @routes.route("/dequeue", methods=["GET", "POST"])
     async def dequeue() -> Reply:

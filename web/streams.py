@@ -55,7 +55,9 @@ def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStr
             "invalid", "a stream cannot be repeated under a key: give its jobs unique keys", field="Idempotency-Key"
         )
     chunks = Chunks(engine, settings, queue)
-    answer = Reply(chunks.answers(body), headers={"Queue-Durability": "memory"}, content_type="application/x-ndjson")
+    answer = Reply(
+        chunks.answers(body), headers={"Queue-Durability": engine.durability}, content_type="application/x-ndjson"
+    )
     answer.timeout = None
     answer.facts = {"queue": queue}
     return answer

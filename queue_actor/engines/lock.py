@@ -24,6 +24,9 @@ class LockEngine:
 
     def __init__(self, settings: Settings, machine: StateMachine, store: Store, clock: Clock, sweeper: Sweeper) -> None:
         self.failed = trio.Event()
+        self.ready = trio.Event()
+        self.ready.set()
+        self.instance, self.durability = store.instance, store.durability
         self._settings = settings
         self._machine = machine
         self._store = store
@@ -64,11 +67,12 @@ class LockEngine:
         served: list[tuple[Request[Any], Any]] = []
         try:
             now = self._clock()
+            machine.disk_room_bytes = self._store.room_bytes
             reply = self._apply(request, now)
             if waiters:
                 served += waiters.serve(machine, machine.take_readied(), now)
             changes = machine.take_changes()
-            served += waiters.tell(changes)
+            served += waiters.tell(changes.jobs)
             await self._store.commit(changes)
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
@@ -115,6 +119,9 @@ class LockEngine:
     def statistics(self) -> EngineStatistics:
         """What the engine is doing now."""
         return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
+
+    def store_statistics(self) -> None:
+        """None: an engine within knows its store by its commits alone."""
 
     def waiting(self, queue: str) -> int:
         """How many parked dequeues would take a job of this queue."""

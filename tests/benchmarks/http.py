@@ -120,7 +120,7 @@ def serve(profile_file: Path | None) -> None:
     profile = cProfile.Profile()
     if profile_file:
         profile.enable()
-    trio.run(serve_queue, settings, listener)
+    trio.run(serve_queue, settings, listener, None)
     if profile_file:
         profile.dump_stats(profile_file)
 

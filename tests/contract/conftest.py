@@ -25,7 +25,7 @@ async def server(settings: Settings, clock: FakeClock, store: FakeStore) -> Asyn
 def serve(settings: Settings, clock: FakeClock, store: FakeStore) -> Serve:
     """Makes servers some settings of which are not the default."""
 
-    def with_settings(**values: Any) -> AbstractAsyncContextManager[Server]:
+    def with_settings(store: FakeStore = store, **values: Any) -> AbstractAsyncContextManager[Server]:
         return serving(replace(settings, **values), clock=clock, store=store)
 
     return with_settings

@@ -26,9 +26,9 @@ from trio.testing import memory_stream_pair
 from queue_actor.commands import ReadJob, ReadQueue
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.fakes import SECRET, FakeClock, FakeStore
+from tests.opening import open_engine
 from web.app import App
 from web.connections import Connections
 from web.logs import JsonFormatter

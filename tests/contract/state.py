@@ -15,13 +15,21 @@ from queue_actor.deadlines import Deadlines
 from queue_actor.engine import Engine
 from queue_actor.ready import TOMBSTONE, Ready
 from queue_actor.settings import Settings
+from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import Tokens
 
 
 def whole_state(engine: Engine) -> object:
     """A deep copy of whatever the engine's state machine remembers, and how many requests are parked."""
-    machine = engine._machine  # type: ignore[attr-defined] # all engines have one; handlers must not know
-    return frozen(vars(machine)), engine.statistics()
+    machine = machine_of(engine)
+    remembered = {name: value for name, value in vars(machine).items() if name != "disk_room_bytes"}  # told, not kept
+    return frozen(remembered), engine.statistics()
+
+
+def machine_of(engine: Engine) -> StateMachine:
+    """The state machine, which is nobody's business but the engine's."""
+    machine: StateMachine = engine._machine  # type: ignore[attr-defined] # all engines have one
+    return machine
 
 
 def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
@@ -69,7 +77,7 @@ def size_bytes(engine: Engine) -> int:
     """The bytes of all objects that the engine's state machine refers to, however indirectly."""
     code = (type, FunctionType, MethodType, BuiltinFunctionType, ModuleType)
     seen: set[int] = set()
-    todo: list[Any] = [engine._machine]  # type: ignore[attr-defined] # all engines have one; handlers must not know
+    todo: list[Any] = [machine_of(engine)]
     size = 0
     while todo:
         thing = todo.pop()

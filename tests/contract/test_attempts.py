@@ -49,7 +49,6 @@ from queue_actor.jobs import (
     Retry,
     RetryKind,
 )
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.state import whole_state
 from tests.contract.verbs import (
@@ -76,6 +75,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import EPOCH_SECONDS, FakeStore, jump
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 

@@ -26,7 +26,6 @@ from queue_actor.jobs import (
     JobOptions,
     JobState,
 )
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.state import whole_state
 from tests.contract.verbs import (
@@ -51,6 +50,7 @@ from tests.contract.verbs import (
     view,
 )
 from tests.fakes import EPOCH_SECONDS
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 

@@ -56,7 +56,6 @@ from queue_actor.jobs import (
     Now,
     QueuePolicy,
 )
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.state import whole_state
 from tests.contract.verbs import (
@@ -75,6 +74,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import Call, FakeClock, FakeStore, jump
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 

@@ -39,7 +39,6 @@ from queue_actor.jobs import (
     RetryKind,
     UniqueUntil,
 )
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.state import whole_state
 from tests.contract.verbs import (
@@ -61,6 +60,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import EPOCH_SECONDS, SECRET, FakeClock, FakeStore, jump
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 

@@ -67,7 +67,7 @@ class Asked:
 async def test_all_answers_of_one_life_name_the_same_instance_and_another_life_another(serve: Serve) -> None:
     lives = []
     for _ in range(2):
-        async with serve() as server:
+        async with serve(store=FakeStore()) as server:
             answers = [await server.ask("GET", "/healthz"), await server.ask("POST", "/nowhere")]
             lives.append({answer.headers["queue-instance"] for answer in answers})
     assert [len(life) for life in lives] == [1, 1]
@@ -137,7 +137,7 @@ async def test_a_refusal_leaves_the_connection_open(server: Server) -> None:
 async def test_enqueue_answers_with_the_queued_job(server: Server, method: str) -> None:
     answer = await server.ask(method, "/jobs/enqueue", b'{"Type":"TIME_CRITICAL"}')
     job(answer, ID=1, Type="TIME_CRITICAL", Status="QUEUED", state="queued")
-    assert answer.headers["queue-durability"] == "memory"
+    assert answer.headers["queue-durability"] == server.engine.durability
 
 
 @one_engine

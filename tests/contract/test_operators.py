@@ -46,7 +46,6 @@ from queue_actor.jobs import (
     Outcome,
 )
 from queue_actor.queries import SCANNED_IDS_MAX
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from queue_actor.state_machine import BULK_JOBS_MAX
 from tests.contract.state import whole_state
@@ -74,6 +73,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import EPOCH_SECONDS, FakeStore
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 
@@ -261,6 +261,7 @@ async def test_a_redriven_job_begins_anew_at_the_back_with_its_history(engine: E
         stales=0,
         reason=None,
         finished_at=None,
+        kept_until=None,
         cancel_requested=False,
         expires_at=None,
     )

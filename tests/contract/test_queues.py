@@ -48,8 +48,8 @@ from queue_actor.jobs import (
     RetryKind,
 )
 from queue_actor.queues import METERED
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
+from tests.contract.state import machine_of
 from tests.contract.verbs import (
     AT_ONCE,
     HOUR_SECONDS,
@@ -72,6 +72,7 @@ from tests.contract.verbs import (
     view,
 )
 from tests.fakes import EPOCH_SECONDS, FakeClock
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 
@@ -327,11 +328,11 @@ async def test_queues_that_come_and_go_leave_nothing_behind(engine: Engine) -> N
         await engine.execute(DeleteQueue(name))
 
     await comes_and_goes("first")
-    machine: Any = engine
-    sizes = [len(value) for value in vars(machine._machine._ledger).values() if hasattr(value, "__len__")]
+    ledger = machine_of(engine)._ledger
+    sizes = [len(value) for value in vars(ledger).values() if hasattr(value, "__len__")]
     for n in range(50):
         await comes_and_goes(f"q{n}")
-    assert sizes == [len(value) for value in vars(machine._machine._ledger).values() if hasattr(value, "__len__")]
+    assert sizes == [len(value) for value in vars(ledger).values() if hasattr(value, "__len__")]
 
 
 # --- declared

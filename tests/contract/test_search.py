@@ -36,7 +36,6 @@ from queue_actor.jobs import (
     QueuePolicy,
 )
 from queue_actor.queries import SCANNED_IDS_MAX
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.state import whole_state
 from tests.contract.verbs import (
@@ -56,6 +55,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import EPOCH_SECONDS
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 

@@ -34,7 +34,6 @@ from queue_actor.jobs import (
     JobState,
     Outcome,
 )
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.state import size_bytes
 from tests.contract.verbs import (
@@ -62,6 +61,7 @@ from tests.contract.verbs import (
     view,
 )
 from tests.fakes import EPOCH_SECONDS, SECRET, Call, FakeClock, FakeStore, jump
+from tests.opening import IN_MEMORY, open_engine
 
 pytestmark = pytest.mark.virtual_time
 
@@ -445,6 +445,7 @@ async def test_a_queue_may_keep_its_finished_jobs_for_times_of_its_own(settings:
         assert await counts(engine) == {}
 
 
+@pytest.mark.parametrize("settings", IN_MEMORY, indirect=True)
 async def test_retention_does_not_care_for_the_wall_clock(settings: Settings, clock: FakeClock) -> None:
     async with open_engine(replace(settings, retention_seconds=5, dead_retention_seconds=5), clock=clock) as engine:
         await finished(engine)

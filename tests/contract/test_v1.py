@@ -181,7 +181,7 @@ async def test_what_a_refusal_repeats_of_the_request_is_bounded(server: Server) 
 async def test_an_enqueue_answers_job_by_job_and_says_how_durable_they_are(server: Server) -> None:
     answer = await ask(server, "POST", f"{Q}/enqueue", {"jobs": [{"type": "a"}, {"type": "b", "delay_seconds": 1}]})
     assert answer.json == {"jobs": [{"id": 1, "state": "queued"}, {"id": 2, "state": "scheduled"}], "errors": 0}
-    assert answer.headers["queue-durability"] == "memory"
+    assert answer.headers["queue-durability"] == server.engine.durability
     assert "queue-instance" in answer.headers
 
 
@@ -974,7 +974,7 @@ async def test_an_enqueue_under_a_key_is_done_once(server: Server) -> None:
     await post(server, f"{Q}/jobs/{id_}/conclude", {"token": token})
     again = await ask(server, "POST", f"{Q}/enqueue", body, Idempotency_Key="k")
     assert (again.status, again.body) == (first.status, first.body)
-    assert again.headers["queue-durability"] == "memory"
+    assert again.headers["queue-durability"] == server.engine.durability
     other = {"jobs": [{"type": "b"}]}
     for changed in (other, json.dumps(body, indent=1).encode()):
         answer = await refused(server, "POST", f"{Q}/enqueue", changed, Idempotency_Key="k")

@@ -42,7 +42,6 @@ from queue_actor.jobs import (
     JobState,
     OnExisting,
 )
-from queue_actor.service import open_engine
 from queue_actor.settings import Settings
 from tests.contract.verbs import (
     HOUR_SECONDS,
@@ -68,6 +67,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import EPOCH_SECONDS, Call, FakeClock, FakeStore
+from tests.opening import open_engine
 
 pytestmark = pytest.mark.virtual_time
 

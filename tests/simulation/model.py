@@ -197,7 +197,7 @@ class Model:
         self.kept_until[job["queue"], job["id"]] = self.now.monotonic + seconds
         if to == "dead":
             self.count(job["queue"], "dead")
-        return self.move(job, verb, to, finished_at=self.now.wall, **facts)
+        return self.move(job, verb, to, finished_at=self.now.wall, kept_until=self.now.wall + seconds, **facts)
 
     def forget(self, job: Facts) -> Facts:
         self.revision += 1
@@ -504,6 +504,7 @@ class Model:
             lease_seconds=seconds,
             lease_expires_at=self.now.wall + seconds,
             started_at=self.now.wall,
+            key_freed=job["options"]["unique_until"] == "started",
         )
 
     # --- the holder's verbs
@@ -601,7 +602,7 @@ class Model:
         del self.kept_until[job["queue"], job["id"]]
         self.started.discard((job["queue"], job["id"]))
         facts: Facts = {"fails": 0, "stales": 0, "reason": None, "finished_at": None, "cancel_requested": False}
-        facts |= {"expires_at": None, "not_before": not_before}
+        facts |= {"expires_at": None, "not_before": not_before, "kept_until": None, "key_freed": False}
         if not_before is None:
             return self.queue_up(job, "redrive", **facts)
         return self.move(job, "redrive", "scheduled", **facts)
@@ -722,6 +723,8 @@ class Model:
             "expired": len(expired),
             "forgotten": sum(len(gone) for gone in forgotten),
             "dead_lost": len(forgotten[-1]),
+            "over": 0,
+            "dead_over": 0,
             "more": any(len(moved) == limit for moved in (stale, due, expired, *forgotten)),
             "next_due_seconds": self.next_due_seconds(),
         }
@@ -807,6 +810,8 @@ NEW_JOB: Facts = {
     "lease_expires_at": None,
     "started_at": None,
     "finished_at": None,
+    "kept_until": None,
+    "key_freed": False,
     "cancel_requested": False,
     "progress": None,
     "result": None,

@@ -289,7 +289,7 @@ class ModelMachine(RuleBasedStateMachine):
         except QueueError as refusal:
             reply = refusal
         readied = set(self.machine.take_readied())
-        changes = self.machine.take_changes()
+        changes = self.machine.take_changes().jobs
         drawn = self.follow(changes)
         if isinstance(reply, Dequeued):
             self.take_leases(reply)
@@ -917,7 +917,9 @@ def copy_of(machine: StateMachine) -> Facts:
     return facts
 
 
-HELD_BESIDE = frozenset({"_settings", "_tokens", "_ledger", "_queues", "_verbs", "queues", "_changes", "_readied"})
+HELD_BESIDE = frozenset(
+    {"_settings", "_tokens", "_ledger", "_retention", "_queues", "_verbs", "queues", "_changes", "_readied"}
+)
 
 
 def copied(value: Any, keys: Sequence[Key]) -> Any:
@@ -926,7 +928,7 @@ def copied(value: Any, keys: Sequence[Key]) -> Any:
     match value:
         case {"enqueue": Meter()}:
             return [(verb, *(getattr(meter, slot) for slot in Meter.__slots__)) for verb, meter in value.items()]
-        case dict() | set():
+        case dict() | set() | list():
             return value.copy()
         case Deadlines():
             return len(value), [deadline(value, key) for key in keys]

@@ -1,6 +1,6 @@
 """The actor: what is particular to it beside what all engines promise."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from math import inf
 from typing import Any
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.actor import BATCH_JOBS_MAX, ActorEngine
+from queue_actor.changes import Changes
 from queue_actor.commands import (
     Cancel,
     Claim,
@@ -29,7 +30,7 @@ from queue_actor.commands import (
 )
 from queue_actor.engine import EngineStatistics
 from queue_actor.errors import Busy, Draining, OutcomeUnknown, UnknownJob
-from queue_actor.jobs import Change, JobState, Now
+from queue_actor.jobs import JobState, Now
 from queue_actor.ledger import InvariantError
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -253,7 +254,7 @@ async def test_effects_come_in_order_apply_serve_commit_notice_answer(nursery: t
             return super().take_readied()
 
     class ToldStore(FakeStore):
-        async def commit(self, changes: Sequence[Change]) -> None:
+        async def commit(self, changes: Changes) -> None:
             effects.append("commit")
             await super().commit(changes)
             effects.append("committed")

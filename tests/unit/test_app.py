@@ -42,8 +42,8 @@ def add(server: Server, answer: Reply | BaseException) -> None:
     server.app.register_blueprint(routes)
 
 
-async def test_two_applications_are_two_instances(engine: Engine, settings: Settings) -> None:
-    assert App(engine, settings).instance != App(engine, settings).instance
+async def test_an_application_is_the_instance_of_its_engine(engine: Engine, settings: Settings) -> None:
+    assert App(engine, settings).instance == engine.instance
 
 
 async def test_no_route_takes_a_method_unasked(engine: Engine, settings: Settings) -> None:

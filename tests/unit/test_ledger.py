@@ -201,9 +201,9 @@ def test_a_transition_is_one_change_that_follows_on_the_one_before(
     world = World()
     for step in there:
         step(world)
-    (*_, former) = world.machine.take_changes()
+    (*_, former) = world.machine.take_changes().jobs
     on(world)
-    (change,) = world.machine.take_changes()
+    (change,) = world.machine.take_changes().jobs
 
     assert change.before is not None
     assert change.after is not None
@@ -267,8 +267,8 @@ def test_changes_are_taken_once_and_in_order() -> None:
     cancelled = ledger.finish(queue, job, "cancel", CANCELLED, START)
     assert ledger.changes_waiting == 2
 
-    assert list(ledger.take_changes()) == [Change(1, None, job), Change(2, job, cancelled)]
-    assert list(ledger.take_changes()) == []
+    assert list(ledger.take_changes().jobs) == [Change(1, None, job), Change(2, job, cancelled)]
+    assert list(ledger.take_changes().jobs) == []
 
 
 @pytest.mark.parametrize("state", [IN_PROGRESS, SCHEDULED])
@@ -295,7 +295,7 @@ def test_changes_of_a_queue_that_was_deleted_since_are_still_taken() -> None:
     world.do(DeleteQueue("q"))
 
     assert world.machine.changes_waiting == 3
-    assert [change.after is None for change in world.machine.take_changes()] == [False, False, True]
+    assert [change.after is None for change in world.machine.take_changes().jobs] == [False, False, True]
 
 
 # --- who is told of what

@@ -27,11 +27,15 @@ class FakeEngine:
 
     def __init__(self, sweeper: Sweeper, *answers: Swept | Exception) -> None:
         self.failed = trio.Event()
+        self.ready = trio.Event()
+        self.instance, self.durability = "fake", "memory"
         self.swept_at: list[float] = []
         self.sweep_seconds = 0.0  # that a sweep takes
         self.due_seconds: float | None = None
         self._sweeper = sweeper
         self._answers = iter(answers)
+
+    def store_statistics(self) -> None: ...
 
     async def execute(self, command: Command[R]) -> R:
         assert isinstance(command, Sweep)

@@ -283,7 +283,7 @@ def test_a_reader_is_told_when_his_job_has_ended_and_of_no_other(waiters: Waiter
     first, second, other = (read(waiters, machine, id_) for id_ in (1, 1, 2))
     assert (len(waiters), waiters.waiting("q")) == (3, 0)
     job = machine.apply(Cancel("q", [1]), NOW).single()
-    assert list(waiters.tell(machine.take_changes())) == [(first, job), (second, job)]
+    assert list(waiters.tell(machine.take_changes().jobs)) == [(first, job), (second, job)]
     assert (first.decided, second.decided, other.decided) == (True, True, False)
     assert len(waiters) == 1
     assert waiters.dismiss() == [other]
@@ -295,7 +295,7 @@ def test_a_reader_knows_the_last_version_of_his_job(waiters: Waiters, machine: S
     request = read(waiters, machine)
     assert request.unserved == machine.apply(ReadJob("q", 1), NOW)
     (leased,) = machine.apply(Dequeue("q"), NOW).leases
-    assert list(waiters.tell(machine.take_changes())) == []
+    assert list(waiters.tell(machine.take_changes().jobs)) == []
     assert request.unserved == leased.job
     assert len(waiters) == 1
 
@@ -305,7 +305,7 @@ def test_a_reader_is_told_nothing_of_what_happened_before_he_came(waiters: Waite
     machine.apply(Cancel("q", [1]), NOW)
     machine.apply(Redrive("q", [1]), NOW)
     request = read(waiters, machine)
-    assert list(waiters.tell(machine.take_changes())) == []
+    assert list(waiters.tell(machine.take_changes().jobs)) == []
     assert request.unserved == machine.apply(ReadJob("q", 1), NOW)
 
 

@@ -1,0 +1,194 @@
+"""Reads beside the engine: what the store has, through a connection that cannot write.
+
+A read sees the last commit before it, and so everything that anyone was told. The engine is never delayed by one.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from queue_actor.commands import Ended, JobFilter, JobsFound, Search
+from queue_actor.jobs import FINISHED, Job, JobState
+from queue_actor.queries import SCANNED_IDS_MAX
+from queue_actor.rows import JOB_COLUMNS, job_of
+from queue_actor.sqlite import Connection
+
+_JOBS = (
+    f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, payload "  # noqa: S608 - our own names
+    "FROM jobs LEFT JOIN payloads USING (queue, id)"
+)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Finished jobs, and how often any of its finished jobs had left each queue when they were read."""
+
+    jobs: Sequence[Job]
+    departures: Mapping[str, int]
+
+
+class Overdue(msgspec.Struct, frozen=True):
+    """Finished jobs whose retention is over."""
+
+    aged: Sequence[Ended]  # for their time
+    over: Sequence[Ended]  # for their number
+    departures: Mapping[str, int]
+
+
+class Archive:
+    """Finds jobs in the file that the store writes."""
+
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[Path], Connection],
+        run_in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+    ) -> None:
+        """Open the file for reading; see `SqliteStore` for the arguments. One read runs at a time."""
+        self._connection = connect(path)
+        self._run_in_thread = run_in_thread
+
+    async def find(self, queue: str, ids: Sequence[int]) -> Found:
+        """Those of the jobs that have ended and are kept."""
+
+        def find() -> Found:
+            return self._finished(
+                "jobs.queue = ? AND jobs.id IN (SELECT value FROM json_each(?))", (queue, _json(ids)), len(ids)
+            )
+
+        found: Found = await self._run_in_thread(find)
+        return found
+
+    async def matching(self, queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Found:
+        """The first finished jobs that match, by id."""
+        conditions, values = _conditions(where)
+
+        def find() -> Found:
+            return self._finished(
+                f"jobs.queue = ? AND jobs.id > ? AND jobs.id <= ?{conditions} ORDER BY jobs.id",
+                (queue, after_id, until_id, *values),
+                limit,
+            )
+
+        found: Found = await self._run_in_thread(find)
+        return found
+
+    def _finished(self, condition: str, values: Iterable[Any], limit: int) -> Found:
+        execute = self._connection.execute
+        execute("BEGIN")  # both statements see one moment
+        try:
+            # Unary plus: the primary key is the way in, not the index of finished jobs.
+            rows = execute(f"{_JOBS} WHERE +kept_until IS NOT NULL AND {condition} LIMIT ?", (*values, limit))
+            jobs = [job_of(row) for row in rows]
+            return Found(jobs, self._departures({job.queue for job in jobs}))
+        finally:
+            execute("COMMIT")
+
+    def _departures(self, queues: set[str]) -> dict[str, int]:
+        names = _json(sorted(queues))
+        return dict(
+            self._connection.execute(
+                "SELECT name, departures FROM queues WHERE name IN (SELECT value FROM json_each(?))", (names,)
+            )
+        )
+
+    async def overdue(self, now: float, limit: int, over: int, dead_over: int) -> Overdue:
+        """Finished jobs to be forgotten at this moment of the wall clock, at most `limit` of each kind.
+
+        Args:
+            now: The moment.
+            limit: Of each kind.
+            over: How many concluded and cancelled jobs are too many.
+            dead_over: How many dead ones are.
+        """
+
+        def find() -> Overdue:
+            self._connection.execute("BEGIN")
+            try:
+                aged = [
+                    key for state in sorted(FINISHED) for key in self._first(f"state = '{state}'", limit, until=now)
+                ]
+                many = self._first("state = 'dead'", min(limit, dead_over)) if dead_over else []
+                if over:
+                    many += self._first("state IN ('concluded', 'cancelled')", min(limit, over))
+                return Overdue(aged, many, self._departures({job.queue for job in aged + many}))
+            finally:
+                self._connection.execute("COMMIT")
+
+        overdue: Overdue = await self._run_in_thread(find)
+        return overdue
+
+    def _first(self, condition: str, limit: int, until: float | None = None) -> list[Ended]:
+        until_condition = "" if until is None else f" AND kept_until <= {until!r}"
+        rows = self._connection.execute(
+            "SELECT queue, id, state, kept_until FROM jobs INDEXED BY jobs_finished "  # noqa: S608 - the condition is one of ours
+            f"WHERE kept_until IS NOT NULL AND {condition}{until_condition} ORDER BY kept_until LIMIT ?",
+            (limit,),
+        )
+        return [Ended(queue, id_, JobState(state), kept_until) for queue, id_, state, kept_until in rows]
+
+    async def search(self, command: Search) -> JobsFound:
+        """A page of the jobs that match, in whatever state: `queries.search`, asked of the file."""
+        found: JobsFound = await self._run_in_thread(lambda: self._search(command))
+        return found
+
+    def _search(self, command: Search) -> JobsFound:
+        execute = self._connection.execute
+        conditions, values = _conditions(command.where)
+        execute("BEGIN")
+        try:
+            bounds = execute(
+                "SELECT next_id, (SELECT min(id) FROM jobs WHERE queue = name) FROM queues WHERE name = ?",
+                (command.queue,),
+            ).fetchone()
+            if bounds is None or bounds[1] is None:
+                return JobsFound((), None)
+            next_id, first_id = bounds
+            if command.newest_first:
+                high = next_id - 1 if command.after_id is None else min(command.after_id, next_id) - 1
+                low = max(first_id, high - SCANNED_IDS_MAX + 1)
+                ends_at, last, order = low, first_id, "DESC"
+            else:
+                low = max(first_id, (command.after_id or 0) + 1)
+                high = min(next_id - 1, low + SCANNED_IDS_MAX - 1)
+                ends_at, last, order = high, next_id - 1, "ASC"
+            rows = execute(
+                f"{_JOBS} WHERE jobs.queue = ? AND jobs.id BETWEEN ? AND ?{conditions} "
+                f"ORDER BY jobs.id {order} LIMIT ?",
+                (command.queue, low, high, *values, command.limit),
+            )
+            jobs = [job_of(row) for row in rows]
+        finally:
+            execute("COMMIT")
+        if len(jobs) == command.limit:
+            ends_at = jobs[-1].id
+        return JobsFound(jobs, ends_at if low <= high and ends_at != last else None)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _conditions(where: JobFilter) -> tuple[str, list[Any]]:
+    """The filter as SQL: what `queries.matches` is in memory."""
+    parts: list[str] = []
+    values: list[Any] = []
+    if where.states:
+        parts.append("+state IN (SELECT value FROM json_each(?))")
+        values.append(_json(sorted(where.states)))
+    for column, wanted in (("type", where.type), ("consumer", where.consumer)):
+        if wanted is not None:
+            parts.append(f"{column} = ?")
+            values.append(wanted)
+    if where.since is not None:
+        parts.append("created_at >= ?")
+        values.append(where.since)
+    if where.error is not None:
+        parts.append("(instr(error_type, ?) OR instr(error_message, ?))")
+        values += [where.error, where.error]
+    return "".join(f" AND {part}" for part in parts), values
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

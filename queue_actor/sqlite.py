@@ -1,0 +1,377 @@
+"""The durable store: one SQLite file that says what is, a row for each job.
+
+It is a state table, not a log: a batch of the engine is one transaction that writes the last version of each job it
+changed, so recovery reads the rows of the jobs that have not ended, and nothing is replayed or torn. SQLite's own log
+(WAL) makes a transaction atomic; with `synchronous=FULL` it is on the disk before the commit returns.
+
+The file may be read by others while the server runs. README.md in this folder names what of it is stable.
+
+Statements are few and wide, many rows each. Every step of a statement gives up the interpreter's lock and waits to
+have it back, which beside a busy event loop costs more than the step itself.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+import trio
+
+from queue_actor.changes import AnswerRecord, Changes, Floors, Recovered
+from queue_actor.engine import StoreStatistics, UnreadableError
+from queue_actor.jobs import Job, JobState
+from queue_actor.rows import (
+    ANSWER_COLUMNS,
+    JOB_COLUMNS,
+    QUEUE_COLUMNS,
+    Row,
+    answer_of,
+    answer_row,
+    job_of,
+    job_row,
+    queue_of,
+    queue_row,
+)
+
+APPLICATION_ID: Final = 0x51414354  # "QACT", in the file's header: what file(1) and a wrong file are known by
+SCHEMA_VERSION: Final = 1
+
+SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE queues (
+    name TEXT PRIMARY KEY, next_id INTEGER NOT NULL, next_fence INTEGER NOT NULL, paused INTEGER NOT NULL,
+    declared INTEGER NOT NULL, policy TEXT NOT NULL, departures INTEGER NOT NULL, revision INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE jobs (
+    queue TEXT NOT NULL, id INTEGER NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL, priority INTEGER NOT NULL,
+    created_at REAL NOT NULL, finished_at REAL, kept_until REAL, consumer TEXT, error_type TEXT, error_message TEXT,
+    facts TEXT NOT NULL, PRIMARY KEY (queue, id)
+) WITHOUT ROWID;
+CREATE INDEX jobs_live ON jobs (queue, id) WHERE kept_until IS NULL;
+CREATE INDEX jobs_finished ON jobs (state, kept_until) WHERE kept_until IS NOT NULL;
+CREATE TABLE payloads (
+    queue TEXT NOT NULL, id INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (queue, id)
+) WITHOUT ROWID;
+CREATE TABLE answers (
+    kind TEXT NOT NULL, scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, at REAL NOT NULL,
+    answer TEXT NOT NULL, PRIMARY KEY (kind, scope, key)
+) WITHOUT ROWID;
+"""
+
+ROWS_A_STATEMENT: Final = (256, 64, 16, 4, 1)
+"""Rows that one statement writes: so few lengths that all statements stay prepared."""
+
+CACHE_KIB: Final = 64 * 1024
+CHECKPOINT_PAGES: Final = 4_000
+"""Pages of the log after which a commit moves them into the file: 16 MiB."""
+
+COMMITS_MEASURED: Final = 1_000
+"""The last commits, whose latency the statistics tell."""
+
+PROGRESS_JOBS: Final = 100_000
+"""Jobs read between two lines of the log during recovery."""
+
+WAL_BYTES_WARNING: Final = 256 * 1024 * 1024
+"""Size of the log at which it is warned about: somebody reads the file and does not end, so it cannot be emptied."""
+
+logger = logging.getLogger("queue_actor.store")
+
+T = TypeVar("T")
+RunInThread = Callable[[Callable[[], T]], Awaitable[T]]
+
+
+class Cursor(Protocol):
+    """The rows of a statement."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What is used of a connection to SQLite, so that another SQLite may stand in for the standard library's."""
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ..., /) -> Any:
+        """Carry out one statement."""
+        ...
+
+    def close(self) -> None:
+        """End, and roll back what was not committed."""
+        ...
+
+
+class ForeignFileError(Exception):
+    """The file is not one that this program can use; it is left as it is."""
+
+
+class _StoppedError(Exception):
+    """The process is about to end."""
+
+
+class SqliteStore:
+    """Keeps every answer. There is one writer: the engine."""
+
+    def __init__(
+        self,
+        path: Path,
+        connect: Callable[[Path], Connection],
+        *,
+        durability: str,
+        fresh_secret: bytes,
+        fresh_instance: str,
+        run_in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        room_bytes: Callable[[], float],
+    ) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: Where the file is.
+            connect: Opens a connection that is in no transaction unless BEGIN was executed.
+            durability: `full`, or `normal`.
+            fresh_secret: The token secret of a new file.
+            fresh_instance: The name of this life of the queue, in a new file.
+            run_in_thread: Carries out a call while the event loop goes on; one call at a time.
+            room_bytes: How much may still be written before jobs are refused.
+
+        Raises:
+            ForeignFileError: Another program has written it, or a newer version of this one.
+            Exception: Whatever the connection raises for a file that is none of SQLite's, or cannot be used.
+        """
+        self.durability = durability
+        self._path = path
+        self._run_in_thread = run_in_thread
+        self._free = room_bytes
+        self._commits = 0
+        self._latencies: deque[float] = deque(maxlen=COMMITS_MEASURED)
+        self._warned = False
+        self._stopped = False
+        self._connection = connect(path)
+        try:
+            self._set_up(fresh_secret, fresh_instance)
+        except BaseException:
+            self._connection.close()
+            raise
+        self.room_bytes = room_bytes()
+
+    def _set_up(self, fresh_secret: bytes, fresh_instance: str) -> None:
+        execute = self._connection.execute
+        execute(f"PRAGMA cache_size = {-CACHE_KIB}")
+        execute("PRAGMA journal_mode = WAL").fetchone()
+        execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'full' else 'NORMAL'}")
+        execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        application, version = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != APPLICATION_ID:
+            raise ForeignFileError("it is another program's")
+        if version > SCHEMA_VERSION:
+            raise ForeignFileError(f"its schema has version {version}, and this program knows {SCHEMA_VERSION}")
+        if not tables:
+            execute("BEGIN IMMEDIATE")
+            for statement in SCHEMA.split(";\n"):
+                if statement.strip():
+                    execute(statement)
+            execute("INSERT INTO meta VALUES ('secret', ?), ('instance', ?)", (fresh_secret, fresh_instance))
+            execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            execute("COMMIT")
+        meta = dict(execute("SELECT name, value FROM meta"))
+        self.secret: bytes = bytes(meta["secret"])
+        self.instance: str = meta["instance"]
+
+    # --- commit
+
+    async def commit(self, changes: Changes) -> None:
+        """Keep the changes: when this returns they have survived, as far as `durability` goes.
+
+        Raises:
+            Exception: It is not known whether they are kept. Only a new process may find out.
+        """
+        if changes:
+            started = perf_counter()
+            with trio.CancelScope(shield=True):
+                await self._run_in_thread(lambda: self._write(changes))
+            self._latencies.append(perf_counter() - started)
+            self._commits += 1
+        self.room_bytes = self._free()
+
+    def _write(self, changes: Changes) -> None:
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        last: dict[tuple[str, int], Job | None] = {}
+        payloads: dict[tuple[str, int], bytes | None] = {}
+        for change in changes.jobs:
+            before, after = change.before, change.after
+            if after is None:
+                assert before is not None  # noqa: S101 - for the type checker: a change has one of them
+                last[before.queue, before.id] = None
+                payloads.pop((before.queue, before.id), None)
+            else:
+                last[after.queue, after.id] = after
+                if after.payload is not (None if before is None else before.payload):
+                    payloads[after.queue, after.id] = after.payload
+        self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in last.values() if job is not None], keys=2)
+        gone = [key for key, job in last.items() if job is None] + list(changes.pruned)
+        bare = gone + [key for key, payload in payloads.items() if payload is None]
+        if bare:
+            self._delete("payloads", bare)
+        if gone:
+            self._delete("jobs", gone)
+        texts = [(*key, payload.decode()) for key, payload in payloads.items() if payload is not None]
+        self._upsert("payloads", ("queue", "id", "payload"), texts, keys=2)
+        queues = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
+        self._upsert("queues", QUEUE_COLUMNS, queues, keys=1)
+        for name in (name for name, queue in changes.queues.items() if queue is None):
+            execute("DELETE FROM queues WHERE name = ?", (name,))
+        if changes.floors is not None:
+            floors = [
+                ("id_floor", changes.floors.id),
+                ("fence_floor", changes.floors.fence),
+                ("revision", changes.revision),
+            ]
+            self._upsert("meta", ("name", "value"), floors, keys=1)
+        kept = [record for record in changes.answers if record.answer is not None]
+        self._upsert("answers", ANSWER_COLUMNS, [answer_row(record) for record in kept], keys=3)
+        for record in changes.answers:
+            if record.answer is None:
+                execute(
+                    "DELETE FROM answers WHERE kind = ? AND scope = ? AND key = ?",
+                    (record.kind, record.scope, record.key),
+                )
+        execute("COMMIT")
+
+    def _upsert(self, table: str, columns: Sequence[str], rows: Sequence[Row], *, keys: int) -> None:
+        start = 0
+        while start < len(rows):
+            count = next(length for length in ROWS_A_STATEMENT if length <= len(rows) - start)
+            values = [value for row in rows[start : start + count] for value in row]
+            self._connection.execute(_upsert_statement(table, columns, count, keys), values)
+            start += count
+
+    def _delete(self, table: str, keys: Sequence[tuple[str, int]]) -> None:
+        self._connection.execute(
+            f"DELETE FROM {table} WHERE (queue, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))",  # noqa: S608 - the table is one of ours
+            (msgspec.json.encode(keys).decode(),),
+        )
+
+    # --- recovery
+
+    async def recover(self, restore: Callable[[Recovered], None]) -> bool:
+        """Let a new engine have what is kept, in a thread. False: the process is about to end, and it was broken off.
+
+        Raises:
+            UnreadableError: The file holds what cannot be understood.
+        """
+
+        def recover() -> bool:
+            try:
+                restore(self._read())
+            except _StoppedError:
+                return False
+            except Exception as error:  # whatever goes wrong here is in the file: nothing has been served yet
+                raise UnreadableError(f"{self._path} cannot be read: {type(error).__name__}: {error}") from error
+            return True
+
+        done: bool = await self._run_in_thread(recover)
+        return done
+
+    def _read(self) -> Recovered:
+        execute = self._connection.execute
+        meta = dict(execute("SELECT name, value FROM meta"))
+        queues = [
+            (queue_of(row), row[-1])
+            for row in execute(f"SELECT {', '.join(QUEUE_COLUMNS)} FROM queues")  # noqa: S608 - our own names
+        ]
+        finished = {
+            (queue, JobState(state)): count
+            for queue, state, count in execute(
+                "SELECT queue, state, count(*) FROM jobs INDEXED BY jobs_finished WHERE kept_until IS NOT NULL "
+                "GROUP BY queue, state"
+            )
+        }
+        return Recovered(
+            revision=max([meta.get("revision", 0), *(revision for _, revision in queues)]),
+            floors=Floors(meta.get("id_floor", 1), meta.get("fence_floor", 1)),
+            queues=[queue for queue, _ in queues],
+            jobs=self._live_jobs(),
+            finished=finished,
+            answers=self._answers(),
+        )
+
+    def _live_jobs(self) -> Iterator[Job]:
+        started = perf_counter()
+        count = 0
+        for row in self._connection.execute(
+            f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, payload "  # noqa: S608 - our own names
+            "FROM jobs LEFT JOIN payloads USING (queue, id) WHERE kept_until IS NULL"
+        ):
+            yield job_of(row)
+            count += 1
+            if count % PROGRESS_JOBS == 0:
+                self._tell(count, started)
+            if self._stopped:
+                raise _StoppedError
+        self._tell(count, started)
+
+    def _tell(self, count: int, started: float) -> None:
+        seconds = round(perf_counter() - started, 3)
+        logger.info("recovering", extra={"facts": {"jobs": count, "seconds": seconds}})
+
+    def _answers(self) -> Iterable[AnswerRecord]:
+        rows = self._connection.execute(f"SELECT {', '.join(ANSWER_COLUMNS)} FROM answers ORDER BY at")  # noqa: S608 - our own names
+        return (answer_of(row) for row in rows)
+
+    # --- the rest
+
+    def statistics(self) -> StoreStatistics:
+        """What the store is doing now."""
+        ordered = sorted(self._latencies) or [0.0]
+        return StoreStatistics(
+            file_bytes=_size(self._path),
+            wal_bytes=_size(Path(f"{self._path}-wal")),
+            room_bytes=self.room_bytes,
+            commits=self._commits,
+            commit_seconds_p50=ordered[len(ordered) // 2],
+            commit_seconds_p99=ordered[len(ordered) * 99 // 100],
+        )
+
+    def watch_log(self) -> None:
+        """Warn once when somebody's open read keeps the log from being emptied."""
+        wal_bytes = _size(Path(f"{self._path}-wal"))
+        if wal_bytes > WAL_BYTES_WARNING and not self._warned:
+            logger.warning("log_grows", extra={"facts": {"wal_bytes": wal_bytes}})
+        self._warned = wal_bytes > WAL_BYTES_WARNING
+
+    def stop(self) -> None:
+        """Break off a recovery that is under way."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Close the file. Its last connection empties the log into it."""
+        self._connection.close()
+
+
+_statements: dict[tuple[str, int], str] = {}
+
+
+def _upsert_statement(table: str, columns: Sequence[str], count: int, keys: int) -> str:
+    statement = _statements.get((table, count))
+    if statement is None:
+        row = "(" + ", ".join("?" * len(columns)) + ")"
+        updates = ", ".join(f"{column} = excluded.{column}" for column in columns[keys:])
+        statement = _statements[table, count] = (
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)} "  # noqa: S608 - our own names
+            f"ON CONFLICT ({', '.join(columns[:keys])}) DO UPDATE SET {updates}"
+        )
+    return statement
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
