@@ -33,6 +33,11 @@ SECTOR_BYTES = (512, 4_096)
 _numbers = count()
 
 
+def chance(seed: int) -> Random:
+    """Chance that can be repeated."""
+    return Random(seed)  # noqa: S311 - that is why
+
+
 class Fault(StrEnum):
     """What can go wrong with one operation. Each goes wrong once: the next operation succeeds, but after a death."""
 
@@ -90,7 +95,7 @@ class _Write:
 class _Content:
     """A file, whatever it is called."""
 
-    def __init__(self, medium: bytes = b"", *, is_new: bool = True) -> None:
+    def __init__(self, medium: bytes | bytearray = b"", *, is_new: bool = True) -> None:
         self.medium = bytearray(medium)
         self.shown = bytearray(medium)
         self.at_risk: list[_Write] = []
@@ -171,7 +176,7 @@ class Disk(apsw.VFS):
 
     @property
     def fault_is_due(self) -> bool:
-        """Whether the operation that shall go wrong has not come yet."""
+        """Whether an operation that shall go wrong has yet to come."""
         return self._fault is not None
 
     def crash(self) -> "Disk":
@@ -216,7 +221,7 @@ class Disk(apsw.VFS):
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - SQLite's name
         self.count()
         if filename not in self._names:
-            raise _failure(apsw.IOError, apsw.SQLITE_IOERR_DELETE_NOENT)
+            raise apsw.exception_for(apsw.SQLITE_IOERR_DELETE_NOENT)
         self._name(filename, None)
         if syncdir:
             self.sync_names()
@@ -289,7 +294,8 @@ class _File:
     def xSync(self, flags: int) -> None:  # noqa: ARG002, N802 - every sync is a full one
         fault = self._disk.count()
         if fault is not None:
-            self._content.fail_to_sync()
+            if fault is not Fault.DEATH:
+                self._content.fail_to_sync()
             _fail(fault, apsw.SQLITE_IOERR_FSYNC)
         self._content.sync()
         if self._content.is_new:
@@ -334,18 +340,11 @@ def _rename(names: dict[str, _Content], name: str, content: _Content | None) -> 
         names[name] = content
 
 
-def _failure(kind: type[apsw.Error], extended: int) -> apsw.Error:
-    """An exception that reaches SQLite as this code."""
-    failure = kind()
-    failure.result, failure.extendedresult = extended & 0xFF, extended
-    return failure
-
-
 def _fail(fault: Fault, extended: int) -> NoReturn:
     match fault:
         case Fault.DEATH:
             raise DeadError
         case Fault.BROKEN:
-            raise _failure(apsw.IOError, extended)
+            raise apsw.exception_for(extended)
         case _:
-            raise _failure(apsw.FullError, apsw.SQLITE_FULL)
+            raise apsw.exception_for(apsw.SQLITE_FULL)
