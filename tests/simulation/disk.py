@@ -219,7 +219,9 @@ class Disk(apsw.VFS):
         return _File(self, path if temporary else None, self._names[path])
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - SQLite's name
-        self.count()
+        fault = self.count()
+        if fault is not None:
+            _fail(fault, apsw.SQLITE_IOERR_DELETE)
         if filename not in self._names:
             raise apsw.exception_for(apsw.SQLITE_IOERR_DELETE_NOENT)
         self._name(filename, None)
@@ -252,7 +254,7 @@ class Disk(apsw.VFS):
             raise DeadError
 
     def count(self) -> Fault | None:
-        """Count an operation; the fault that it is to have, unless that is raised at once."""
+        """Count an operation; the fault that it is to have."""
         self.check_alive()
         self.operations += 1
         if self._fault is None or self.operations < self._fault[0]:
