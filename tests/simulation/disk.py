@@ -18,6 +18,7 @@ Shared memory is not to be had by this door. SQLite keeps the index of the write
 connection has `locking_mode=EXCLUSIVE` before it first reads; `connect` sees to it. So there is one connection.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
@@ -26,6 +27,11 @@ from random import Random
 from typing import Any, NoReturn
 
 import apsw
+
+CUTS = max(30, int(os.environ.get("POWER_CUTS", "0")))
+"""Power cuts that a test makes; set by `scripts/test.sh --power N`."""
+
+CUTS_SLOW = 300
 
 SECTOR_BYTES = (512, 4_096)
 """What a medium writes as a whole, or does not."""

@@ -1,6 +1,5 @@
 """The disk that loses power, proved by what SQLite itself promises: a table of numbers, one transaction for each."""
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import count, product
 from random import Random
@@ -9,12 +8,8 @@ from typing import Any, NoReturn
 import apsw
 import pytest
 
-from tests.simulation.disk import DeadError, Disk, Fault, Loss, chance
+from tests.simulation.disk import CUTS, CUTS_SLOW, DeadError, Disk, Fault, Loss, chance
 
-CUTS = int(os.environ.get("POWER_CUTS", "30"))
-"""Set by `scripts/test.sh --power N`."""
-
-CUTS_SLOW = 300
 PATH = "/numbers.db"
 PAGES = 3  # after so many in the log they are moved into the file: often, so that cuts meet it
 

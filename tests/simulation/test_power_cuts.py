@@ -5,7 +5,6 @@ the disk dies at a random operation, in the midst of a commit too, or of the rec
 must be the jobs as they were after one of the commits: after the last that was acknowledged, or the one under way.
 """
 
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
@@ -47,12 +46,8 @@ from queue_actor.jobs import Change, Job, JobError, JobOptions, Now, OnExisting,
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from tests.fakes import EPOCH_SECONDS, SECRET
-from tests.simulation.disk import DeadError, Disk, Fault, Loss, chance
+from tests.simulation.disk import CUTS, CUTS_SLOW, DeadError, Disk, Fault, Loss, chance
 
-CUTS = int(os.environ.get("POWER_CUTS", "30"))
-"""Set by `scripts/test.sh --power N`."""
-
-CUTS_SLOW = 300
 LIVES = 4  # of one disk
 OPERATIONS = 400  # at most, until a life ends
 
