@@ -14,8 +14,10 @@ A sync that fails is worse than one that did not happen. Linux takes what it cou
 on, and does not try again (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). So here
 too: such writes stay at risk for ever, whatever is synced later, until they are written again.
 
-Shared memory is not to be had by this door. SQLite keeps the index of the write-ahead log on the heap instead if the
-connection has `locking_mode=EXCLUSIVE` before it first reads; `connect` sees to it. So there is one connection.
+Shared memory, where connections keep the index of the write-ahead log, a VFS in Python cannot offer. So `connect` asks
+for `locking_mode=EXCLUSIVE` before anything is read: SQLite then keeps the index on the heap, and there is one
+connection. If the disk is given a folder, the system's own VFS makes shared memory in it, and all is as in production:
+any number of connections, locking as usual. Shared memory does not outlive a death; nothing durable is in the folder.
 """
 
 import os
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
 from itertools import count
+from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
@@ -156,11 +159,12 @@ class _Content:
 class Disk(apsw.VFS):
     """Files, and what can happen to them. Attributes whose names begin with x are what SQLite calls."""
 
-    def __init__(self, names: dict[str, _Content] | None = None) -> None:
+    def __init__(self, names: dict[str, _Content] | None = None, *, shared_memory: Path | None = None) -> None:
         self.vfs_name = f"disk-{next(_numbers)}"
         super().__init__(self.vfs_name, base="")
         self.operations = 0  # writes, truncates, syncs and deletes so far
         self.dead = False
+        self._shared_memory = shared_memory
         self._names = dict(names or {})
         self._safe_names = dict(self._names)
         self._names_at_risk: list[tuple[str, _Content | None]] = []  # None: deleted
@@ -173,7 +177,8 @@ class Disk(apsw.VFS):
         """The seam of the store: what `sqlite3.connect` is in production."""
         connection = apsw.Connection(path, vfs=self.vfs_name)
         self._connections.append(connection)
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        if self._shared_memory is None:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         return connection
 
     def fail_at(self, n: int, fault: Fault) -> None:
@@ -188,7 +193,8 @@ class Disk(apsw.VFS):
     def crash(self) -> "Disk":
         """End the process, not the machine."""
         self._die()
-        after = Disk({name: content.after_crash() for name, content in self._names.items()})
+        names = {name: content.after_crash() for name, content in self._names.items()}
+        after = Disk(names, shared_memory=self._shared_memory)
         after._safe_names = self._safe_names
         after._names_at_risk = self._names_at_risk
         return after
@@ -200,7 +206,8 @@ class Disk(apsw.VFS):
         kept = 0 if loss is Loss.ALL else rng.randint(0, len(self._names_at_risk))
         for name, content in self._names_at_risk[:kept]:
             _rename(names, name, content)
-        return Disk({name: content.after_power_cut(rng, loss) for name, content in names.items()})
+        names = {name: content.after_power_cut(rng, loss) for name, content in names.items()}
+        return Disk(names, shared_memory=self._shared_memory)
 
     def _die(self) -> None:
         self.dead = True
@@ -221,6 +228,9 @@ class Disk(apsw.VFS):
             if not flags[0] & apsw.SQLITE_OPEN_CREATE:
                 raise apsw.CantOpenError(path)
             self._name(path, _Content())
+        if flags[0] & apsw.SQLITE_OPEN_MAIN_DB and self._shared_memory is not None:
+            beside = self._shared_memory / f"{self.vfs_name}{path.replace('/', '-')}"
+            return _SharedFile(self, self._names[path], str(beside), list(flags))
         temporary = flags[0] & apsw.SQLITE_OPEN_DELETEONCLOSE
         return _File(self, path if temporary else None, self._names[path])
 
@@ -339,6 +349,18 @@ class _File:
         self._content.locks.pop(self, None)
         if self._temporary is not None and not self._disk.dead:
             self._disk.xDelete(self._temporary, syncdir=False)
+
+
+class _SharedFile(_File, apsw.VFSFile):
+    """An open database whose shared memory is the system's, as if it were the file of that name."""
+
+    def __init__(self, disk: Disk, content: _Content, beside: str, flags: list[int]) -> None:
+        _File.__init__(self, disk, None, content)
+        apsw.VFSFile.__init__(self, "", beside, flags)
+
+    def xClose(self) -> None:  # noqa: N802 - SQLite's name
+        _File.xClose(self)
+        apsw.VFSFile.xClose(self)
 
 
 def _rename(names: dict[str, _Content], name: str, content: _Content | None) -> None:

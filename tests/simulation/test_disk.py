@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import count, product
+from pathlib import Path
 from random import Random
 from typing import Any, NoReturn
 
@@ -67,9 +68,11 @@ def cuts(times: int) -> Iterator[tuple[Random, Loss]]:
         yield chance(seed), tuple(Loss)[seed % len(Loss)]
 
 
-def lives(rng: Random, loss: Loss, *, synchronous: str = "FULL", journal: str = "WAL") -> tuple[int, int]:
+def lives(
+    rng: Random, loss: Loss, *, synchronous: str = "FULL", journal: str = "WAL", folder: Path | None = None
+) -> tuple[int, int]:
     """Add numbers in three lives, each ended by a power cut: how many were lost, and how many are there."""
-    disk, acknowledged, lost = Disk(), 0, 0
+    disk, acknowledged, lost = Disk(shared_memory=folder), 0, 0
     for _ in range(3):
         disk.fail_at(rng.randint(1, 120), Fault.DEATH)
         try:
@@ -193,6 +196,28 @@ def test_after_a_failed_sync_a_new_process_is_safe_once_it_has_made_sure(adds: i
     """Else it adds to a log whose middle is not there: what it acknowledges itself is lost, or nothing is sound."""
     assert lost_by_second_life(Fault.BROKEN, adds=adds, makes_sure=False) > 0
     assert lost_by_second_life(Fault.BROKEN, adds=adds, makes_sure=True) == 0
+
+
+@pytest.mark.parametrize(("journal", "synchronous"), [("WAL", "FULL"), ("DELETE", "EXTRA")])
+def test_with_shared_memory_it_is_the_same(tmp_path: Path, journal: str, synchronous: str) -> None:
+    for rng, loss in cuts(CUTS):
+        assert lives(rng, loss, synchronous=synchronous, journal=journal, folder=tmp_path)[0] == 0
+    for path in tmp_path.glob("*.db"):
+        assert path.stat().st_size == 0
+
+
+def test_a_deleted_journal_may_come_back_unless_the_directory_is_synced(tmp_path: Path) -> None:
+    """Then it undoes what was acknowledged. SQLite syncs the directory from `synchronous=EXTRA` on."""
+    assert any(lives(rng, loss, journal="DELETE", folder=tmp_path)[0] for rng, loss in cuts(CUTS))
+
+
+def test_with_shared_memory_there_may_be_several_connections(tmp_path: Path) -> None:
+    numbers = Numbers(Disk(shared_memory=tmp_path))
+    reader = numbers.disk.connect(PATH)
+    for n in range(1, 10):
+        numbers.add()
+        assert reader.execute("SELECT count(*) FROM numbers").fetchone() == (n,)
+    assert Numbers(numbers.disk.power_cut(chance(0), Loss.ALL)).acknowledged == 9
 
 
 def test_the_dead_do_nothing() -> None:
