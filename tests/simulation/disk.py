@@ -48,10 +48,10 @@ def chance(seed: int) -> Random:
 
 
 class Fault(StrEnum):
-    """What can go wrong with one operation. Each goes wrong once: the next operation succeeds, but after a death."""
+    """What can go wrong with one operation. It does so once: the next one succeeds, unless it comes after a death."""
 
     FULL = "full"  # ENOSPC; nothing was written
-    BROKEN = "broken"  # EIO; nothing was written, and of a failed sync nothing ever is
+    BROKEN = "broken"  # EIO; nothing was written
     SHORT = "short"  # the first half was written, then the disk was full
     DEATH = "death"  # the machine or the process ends in the midst of it: nothing is answered any more
 
