@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Proves the project: scripts/test.sh [--all | --model N] [pytest arguments]
+# Proves the project: scripts/test.sh [--all | --model N | --power N] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
 #   --model N   N examples of the state machine beside its naive model, and nothing else
+#   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
 # With pytest arguments only what they select runs, and no coverage is asked for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +20,11 @@ if [ "${1:-}" = --model ]; then
     export MODEL_EXAMPLES=${2:?"--model needs a number of examples"}
     shift 2
     set -- tests/simulation/test_model.py "$@"
+fi
+if [ "${1:-}" = --power ]; then
+    export POWER_CUTS=${2:?"--power needs a number of power cuts"}
+    shift 2
+    set -- tests/simulation/test_disk.py tests/simulation/test_power_cuts.py "$@"
 fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"
