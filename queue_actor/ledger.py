@@ -382,6 +382,7 @@ class Ledger:
         """Forget a finished job that only the store has."""
         queue.counts[state] -= 1
         self.counts[state] -= 1
+        self._revision += 1
         queue.departures += 1
         self.touch(queue)
         self._pruned.append((queue.name, id_))

@@ -65,8 +65,11 @@ ROWS_A_STATEMENT: Final = (256, 64, 16, 4, 1)
 """Rows that one statement writes: so few lengths that all statements stay prepared."""
 
 CACHE_KIB: Final = 64 * 1024
-CHECKPOINT_PAGES: Final = 4_000
-"""Pages of the log after which a commit moves them into the file: 16 MiB."""
+CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+"""Bytes written to the log after which a commit moves them into the file."""
+
+JOB_ROW_BYTES: Final = 1_000
+"""What a job's row is taken to write: itself, and its share of the pages it changes."""
 
 COMMITS_MEASURED: Final = 1_000
 """The last commits, whose latency the statistics tell."""
@@ -148,6 +151,7 @@ class SqliteStore:
         self._free = room_bytes
         self._commits = 0
         self._latencies: deque[float] = deque(maxlen=COMMITS_MEASURED)
+        self._unmoved_bytes = 0  # written to the log since the last checkpoint, about
         self._warned = False
         self._stopped = False
         self._connection = connect(path)
@@ -161,9 +165,11 @@ class SqliteStore:
     def _set_up(self, fresh_secret: bytes, fresh_instance: str) -> None:
         execute = self._connection.execute
         execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-        execute("PRAGMA journal_mode = WAL").fetchone()
+        ((mode,),) = execute("PRAGMA journal_mode = WAL").fetchall()
+        if mode not in {"wal", "memory"}:  # the latter is what a database in memory has, as in tests
+            raise ForeignFileError(f"SQLite keeps its journal as {mode} there, and not as a log")
         execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'full' else 'NORMAL'}")
-        execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        execute("PRAGMA wal_autocheckpoint = 0")  # SQLite passes over errors of its own checkpoints
         application, version = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
         tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and application != APPLICATION_ID:
@@ -179,9 +185,24 @@ class SqliteStore:
             execute(f"PRAGMA application_id = {APPLICATION_ID}")
             execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             execute("COMMIT")
+        self._make_safe()
         meta = dict(execute("SELECT name, value FROM meta"))
         self.secret: bytes = bytes(meta["secret"])
         self.instance: str = meta["instance"]
+
+    def _make_safe(self) -> None:
+        """Put on the disk what a killed process may have left in the kernel alone, before anyone is told of it.
+
+        Its last commit can be read although it was never flushed. A checkpoint flushes it; and since SQLite does not
+        flush that the log is empty then, a commit does, which begins the log anew.
+        """
+        execute = self._connection.execute
+        ((busy, _, _),) = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if busy:
+            raise ForeignFileError("another program reads it and does not end")
+        execute("BEGIN IMMEDIATE")
+        execute("INSERT INTO meta VALUES ('starts', 1) ON CONFLICT DO UPDATE SET value = value + 1")
+        execute("COMMIT")
 
     # --- commit
 
@@ -202,47 +223,57 @@ class SqliteStore:
     def _write(self, changes: Changes) -> None:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
-        last: dict[tuple[str, int], Job | None] = {}
+        self._write_jobs(changes)
+        self._write_queues(changes)
+        self._write_answers(changes.answers)
+        execute("COMMIT")
+        if self._unmoved_bytes > CHECKPOINT_BYTES:
+            execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._unmoved_bytes = 0
+
+    def _write_jobs(self, changes: Changes) -> None:
+        last: dict[tuple[str, int], Job | None] = dict.fromkeys(changes.pruned)
         payloads: dict[tuple[str, int], bytes | None] = {}
         for change in changes.jobs:
             before, after = change.before, change.after
+            job = after or before
+            assert job is not None  # noqa: S101 - for the type checker: a change has one of them
+            key = (job.queue, job.id)
+            last[key] = after
             if after is None:
-                assert before is not None  # noqa: S101 - for the type checker: a change has one of them
-                last[before.queue, before.id] = None
-                payloads.pop((before.queue, before.id), None)
-            else:
-                last[after.queue, after.id] = after
-                if after.payload is not (None if before is None else before.payload):
-                    payloads[after.queue, after.id] = after.payload
-        self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in last.values() if job is not None], keys=2)
-        gone = [key for key, job in last.items() if job is None] + list(changes.pruned)
-        bare = gone + [key for key, payload in payloads.items() if payload is None]
-        if bare:
-            self._delete("payloads", bare)
+                payloads[key] = None
+            elif after.payload is not (None if before is None else before.payload):
+                payloads[key] = after.payload
+        gone = [key for key, job in last.items() if job is None]
         if gone:
             self._delete("jobs", gone)
+        bare = [key for key, payload in payloads.items() if payload is None] + list(changes.pruned)
+        if bare:
+            self._delete("payloads", bare)
         texts = [(*key, payload.decode()) for key, payload in payloads.items() if payload is not None]
+        self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in last.values() if job is not None], keys=2)
         self._upsert("payloads", ("queue", "id", "payload"), texts, keys=2)
-        queues = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
-        self._upsert("queues", QUEUE_COLUMNS, queues, keys=1)
-        for name in (name for name, queue in changes.queues.items() if queue is None):
-            execute("DELETE FROM queues WHERE name = ?", (name,))
+        self._unmoved_bytes += JOB_ROW_BYTES * len(last) + sum(len(text[-1]) for text in texts)
+
+    def _write_queues(self, changes: Changes) -> None:
+        there = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
+        self._upsert("queues", QUEUE_COLUMNS, there, keys=1)
+        for name, queue in changes.queues.items():
+            if queue is None:
+                self._connection.execute("DELETE FROM queues WHERE name = ?", (name,))
         if changes.floors is not None:
-            floors = [
-                ("id_floor", changes.floors.id),
-                ("fence_floor", changes.floors.fence),
-                ("revision", changes.revision),
-            ]
-            self._upsert("meta", ("name", "value"), floors, keys=1)
-        kept = [record for record in changes.answers if record.answer is not None]
-        self._upsert("answers", ANSWER_COLUMNS, [answer_row(record) for record in kept], keys=3)
-        for record in changes.answers:
+            floors = {"id_floor": changes.floors.id, "fence_floor": changes.floors.fence, "revision": changes.revision}
+            self._upsert("meta", ("name", "value"), list(floors.items()), keys=1)
+
+    def _write_answers(self, answers: Sequence[AnswerRecord]) -> None:
+        remembered = [answer_row(record) for record in answers if record.answer is not None]
+        self._upsert("answers", ANSWER_COLUMNS, remembered, keys=3)
+        for record in answers:
             if record.answer is None:
-                execute(
+                self._connection.execute(
                     "DELETE FROM answers WHERE kind = ? AND scope = ? AND key = ?",
                     (record.kind, record.scope, record.key),
                 )
-        execute("COMMIT")
 
     def _upsert(self, table: str, columns: Sequence[str], rows: Sequence[Row], *, keys: int) -> None:
         start = 0

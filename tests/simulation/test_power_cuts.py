@@ -5,14 +5,17 @@ the disk dies at a random operation, in the midst of a commit too, or of the rec
 must be the jobs as they were after one of the commits: after the last that was acknowledged, or the one under way.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from math import inf
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import apsw
-import msgspec
 import pytest
 
+from queue_actor import sqlite
+from queue_actor.changes import Changes, Floors
 from queue_actor.commands import (
     Bulk,
     BulkVerb,
@@ -30,6 +33,7 @@ from queue_actor.commands import (
     Fail,
     FailClaim,
     Forget,
+    IdempotencyKey,
     JobFilter,
     NewJob,
     Pause,
@@ -42,8 +46,10 @@ from queue_actor.commands import (
     TakeBack,
 )
 from queue_actor.errors import QueueError
-from queue_actor.jobs import Change, Job, JobError, JobOptions, Now, OnExisting, QueuePolicy, UniqueUntil
+from queue_actor.jobs import JobError, JobOptions, Now, OnExisting, QueuePolicy, UniqueUntil
+from queue_actor.rows import JOB_COLUMNS, job_of
 from queue_actor.settings import Settings
+from queue_actor.sqlite import SqliteStore
 from queue_actor.state_machine import StateMachine
 from tests.fakes import EPOCH_SECONDS, SECRET
 from tests.simulation.disk import CUTS, CUTS_SLOW, DeadError, Disk, Fault, Loss, chance
@@ -59,58 +65,51 @@ SETTINGS = Settings(
     dead_retention_seconds=30.0,
     dead_retention_jobs=4,
     queued_jobs_max=60,
+    recent_jobs=3,
 )
 
 pytestmark = pytest.mark.virtual_time
 
-Key = tuple[str, int]
-Connect = Callable[[str], apsw.Connection]
+
+@pytest.fixture(autouse=True)
+def _the_log_is_emptied_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that deaths meet it."""
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 8 * 4_096)
 
 
-class StandIn:
-    """The least store there can be: a row for each job."""
-
-    def __init__(self, connect: Connect, run_in_thread: Callable[..., Awaitable[Any]], synchronous: str) -> None:
-        self._run_in_thread = run_in_thread
-        self._connection = connect("/queue.db")
-        for pragma in (
-            "journal_mode = WAL",
-            f"synchronous = {synchronous}",
-            "wal_autocheckpoint = 8",
-            "wal_checkpoint(TRUNCATE)",
-        ):
-            self._connection.execute(f"PRAGMA {pragma}").fetchall()
-        # The log is cut when it is next synced; until then a part of it may come back, older than the file.
-        self._connection.execute("CREATE TABLE IF NOT EXISTS starts (number INTEGER PRIMARY KEY)")
-        self._connection.execute("INSERT INTO starts DEFAULT VALUES")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS jobs (queue TEXT, id INTEGER, job BLOB, PRIMARY KEY (queue, id)) WITHOUT ROWID"
-        )
-
-    def load(self) -> list[Job]:
-        rows: list[Any] = self._connection.execute("SELECT job FROM jobs").fetchall()
-        return [msgspec.msgpack.decode(job, type=Job) for (job,) in rows]
-
-    async def commit(self, changes: Sequence[Change]) -> None:
-        await self._run_in_thread(self._commit, changes)
-
-    def _commit(self, changes: Sequence[Change]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        for change in changes:
-            if change.after is None:
-                assert change.before is not None
-                gone = change.before.queue, change.before.id
-                self._connection.execute("DELETE FROM jobs WHERE queue = ? AND id = ?", gone)
-            else:
-                job = msgspec.msgpack.encode(change.after)
-                row = change.after.queue, change.after.id, job
-                self._connection.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)", row)
-        self._connection.execute("COMMIT")
+Kept = dict[Any, Any]
 
 
-async def inline(work: Callable[..., Any], *arguments: Any) -> Any:
+def open_store(disk: Disk, durability: str) -> SqliteStore:
+    """The real store, on this disk."""
+    return SqliteStore(
+        Path("/queue.db"),
+        lambda path: disk.connect(str(path)),
+        durability=durability,
+        fresh_secret=SECRET,
+        fresh_instance="first",
+        run_in_thread=inline,
+        room_bytes=lambda: inf,
+    )
+
+
+def kept_by(store: SqliteStore) -> Kept:
+    """All that the file holds. Answers may hold refusals, which equal only themselves; their texts are compared."""
+    recovered = store._read()
+    columns = ", ".join(f"jobs.{column}" for column in JOB_COLUMNS)
+    rows = store._connection.execute(f"SELECT {columns}, payload FROM jobs LEFT JOIN payloads USING (queue, id)")  # noqa: S608 - our own names
+    jobs = [job_of(row) for row in rows]
+    return {
+        "floors": recovered.floors,
+        **{("queue", queue.name): queue for queue in recovered.queues},
+        **{("job", job.queue, job.id): job for job in jobs},
+        **{("answer", record.kind, record.scope, record.key): repr(record) for record in recovered.answers},
+    }
+
+
+async def inline(work: Callable[[], Any]) -> Any:
     """A thread that is none, so that chance alone decides."""
-    return work(*arguments)
+    return work()
 
 
 class LostError(AssertionError):
@@ -121,37 +120,48 @@ class Reference:
     """What was committed, and what of it was acknowledged."""
 
     def __init__(self) -> None:
-        self.jobs: dict[Key, Job] = {}  # before the commits
-        self.commits: list[Sequence[Change]] = []
+        self.kept: Kept = {"floors": Floors()}  # before the commits
+        self.commits: list[Changes] = []
         self.acknowledged = 0  # of these; the one after them is under way
 
-    def recover(self, found: dict[Key, Job]) -> int:
+    def recover(self, found: Kept) -> int:
         """Go on from what was found; how many acknowledged commits are not there.
 
         Raises:
             LostError: It is not the state after any commit.
         """
-        there = 0 if self.jobs == found else None
+        there = 0 if self.kept == found else None
         for n, changes in enumerate(self.commits, start=1):
-            follow(self.jobs, changes)
-            if self.jobs == found:
+            follow(self.kept, changes)
+            if self.kept == found:
                 there = n
         if there is None:
             raise LostError
         lost = max(0, self.acknowledged - there)
-        self.jobs, self.commits, self.acknowledged = found, [], 0
+        self.kept, self.commits, self.acknowledged = found, [], 0
         return lost
 
 
-def follow(jobs: dict[Key, Job], changes: Sequence[Change]) -> None:
-    """Bring the jobs up to date."""
-    for change in changes:
+def follow(kept: Kept, changes: Changes) -> None:
+    """Bring what is kept up to date."""
+    facts: list[tuple[Any, Any]] = []
+    for change in changes.jobs:
         job = change.after or change.before
         assert job is not None
-        if change.after is None:
-            del jobs[job.queue, job.id]
+        facts.append((("job", job.queue, job.id), change.after))
+    facts += [(("job", *key), None) for key in changes.pruned]
+    facts += [(("queue", name), queue) for name, queue in changes.queues.items()]
+    facts += [
+        (("answer", record.kind, record.scope, record.key), record.answer and repr(record))
+        for record in changes.answers
+    ]
+    if changes.floors is not None:
+        kept["floors"] = changes.floors
+    for key, fact in facts:
+        if fact is None:
+            kept.pop(key, None)
         else:
-            jobs[job.queue, job.id] = job
+            kept[key] = fact
 
 
 class Clients:
@@ -159,9 +169,9 @@ class Clients:
 
     def __init__(self, rng: Random, life: int) -> None:
         self.machine = StateMachine(SETTINGS, secret=SECRET)
-        self.jobs: dict[Key, Job] = {}
+        self.kept: Kept = {}
         self._rng = rng
-        self._queues = f"a{life}", f"b{life}"
+        self._queues = "a", "b"
         self._claims: list[Claim] = []
         self._monotonic = 0.0
         self._life = life
@@ -185,10 +195,14 @@ class Clients:
             DeleteQueue,
         )
 
-    def batch(self) -> Sequence[Change]:
+    @property
+    def now(self) -> Now:
+        return Now(self._monotonic, EPOCH_SECONDS + 1_000 * self._life + self._monotonic)
+
+    def batch(self) -> Changes:
         """Some commands at once, and what they changed."""
         self._monotonic += self._rng.choice((0.0, 0.1, 1.0, 6.0))
-        now = Now(self._monotonic, EPOCH_SECONDS + 1_000 * self._life + self._monotonic)
+        now = self.now
         for _ in range(self._rng.randint(1, 4)):
             try:
                 reply = self.machine.apply(self._rng.choice(self._verbs)(self._rng.choice(self._queues)), now)
@@ -197,7 +211,7 @@ class Clients:
             if isinstance(reply, Dequeued):
                 self._claims += [Claim(lease.job.queue, lease.job.id, lease.token) for lease in reply.leases]
         changes = self.machine.take_changes()
-        follow(self.jobs, changes)
+        follow(self.kept, changes)
         return changes
 
     def _text(self) -> bytes | None:
@@ -207,7 +221,7 @@ class Clients:
 
     def _ids(self, queue: str) -> Sequence[int]:
         """Jobs that are there, or were."""
-        last = max((id_ for name, id_ in self.jobs if name == queue), default=1)
+        last = max((key[2] for key in self.kept if key[0] == "job" and key[1] == queue), default=1)
         return [self._rng.randint(1, last) for _ in range(3)]
 
     def _claim(self, kind: type[Any], **facts: Any) -> Any:
@@ -216,7 +230,9 @@ class Clients:
         return kind(claim.queue, claim.id, claim.token, **facts)
 
     def _enqueue(self, queue: str) -> Enqueue:
-        return Enqueue(queue, [self._new_job() for _ in range(self._rng.choice((1, 1, 3, 10)))])
+        key = self._rng.choice((None, None, *"123456"))
+        jobs = [self._new_job() for _ in range(self._rng.choice((1, 1, 3, 10)))]
+        return Enqueue(queue, jobs, None if key is None else IdempotencyKey("s", key, b"1"))
 
     def _new_job(self) -> NewJob:
         rng = self._rng
@@ -243,20 +259,27 @@ class Clients:
 class World:
     """A disk, and one life of the server after the other on it."""
 
-    def __init__(self, rng: Random, synchronous: str = "FULL") -> None:
+    def __init__(self, rng: Random, durability: str = "full") -> None:
         self.disk = Disk()
         self.reference = Reference()
         self.lost = 0  # acknowledged commits
         self.lives = 0
         self._rng = rng
-        self._synchronous = synchronous
+        self._durability = durability
 
-    def open(self) -> tuple[StandIn, Clients]:
+    async def open(self) -> tuple[SqliteStore, Clients]:
         """Begin a life: recover, and compare what there is with what was acknowledged."""
         self.lives += 1
-        store = StandIn(self.disk.connect, inline, self._synchronous)
-        self.lost += self.reference.recover({(job.queue, job.id): job for job in store.load()})
-        return store, Clients(self._rng, self.lives)
+        store = open_store(self.disk, self._durability)
+        if self._durability == "off":  # which the store does not offer
+            store._connection.execute("PRAGMA synchronous = OFF")
+        kept = kept_by(store)
+        self.lost += self.reference.recover(dict(kept))
+        clients = Clients(self._rng, self.lives)
+        clients.kept = kept
+        assert await store.recover(lambda recovered: clients.machine.restore(recovered, clients.now))
+        clients.machine.start_leases(clients.now)
+        return store, clients
 
     async def live(self, commits: int) -> None:
         """Serve until so many commits are acknowledged, or the disk will not go on.
@@ -265,52 +288,52 @@ class World:
             DeadError: The disk died.
             apsw.Error: It failed.
         """
-        store, clients = self.open()
+        store, clients = await self.open()
         for _ in range(commits):
             self.reference.commits.append(clients.batch())
             await store.commit(self.reference.commits[-1])
             self.reference.acknowledged += 1
 
 
-async def cut(rng: Random, loss: Loss, synchronous: str = "FULL") -> int:
+async def cut(rng: Random, loss: Loss, durability: str = "full") -> int:
     """Several lives, most ended by a power cut, some while they began; how many acknowledged commits were lost."""
-    world = World(rng, synchronous)
+    world = World(rng, durability)
     for _ in range(LIVES):
         world.disk.fail_at(rng.choice((rng.randint(1, 12), rng.randint(1, OPERATIONS))), Fault.DEATH)
         with pytest.raises(DeadError):
             await world.live(OPERATIONS)
         world.disk = world.disk.crash() if rng.random() < CRASHES else world.disk.power_cut(rng, loss)
-    world.open()
+    await world.open()
     world.disk = world.disk.power_cut(rng, loss)
-    world.open()
+    await world.open()
     return world.lost
 
 
-async def cuts(times: int, synchronous: str) -> list[int]:
+async def cuts(times: int, durability: str) -> list[int]:
     """What was lost, by the seed."""
     losses = tuple(Loss)
-    return [await cut(chance(seed), losses[seed % len(losses)], synchronous) for seed in range(times)]
+    return [await cut(chance(seed), losses[seed % len(losses)], durability) for seed in range(times)]
 
 
 async def test_a_power_cut_takes_nothing_that_was_acknowledged() -> None:
-    assert not any(await cuts(CUTS, "FULL"))
+    assert not any(await cuts(CUTS, "full"))
 
 
 @pytest.mark.slow
 async def test_power_cuts_at_length_take_nothing_that_was_acknowledged() -> None:
-    assert not any(await cuts(CUTS_SLOW, "FULL"))
+    assert not any(await cuts(CUTS_SLOW, "full"))
 
 
 async def test_without_a_sync_for_each_commit_a_power_cut_takes_only_the_last_ones() -> None:
     """What is found is the state after a commit, as always, or `Reference.recover` raises."""
-    assert any(await cuts(CUTS, "NORMAL"))
+    assert any(await cuts(CUTS, "normal"))
 
 
 async def test_without_any_sync_the_loss_is_found() -> None:
     guilty = 0
     for seed in range(CUTS):
         try:
-            guilty += await cut(chance(seed), Loss.SOME, "OFF") > 0
+            guilty += await cut(chance(seed), Loss.SOME, "off") > 0
         except Exception:  # noqa: BLE001 - whatever a store says that finds torn pages
             guilty += 1
     assert guilty > CUTS // 2
@@ -318,13 +341,13 @@ async def test_without_any_sync_the_loss_is_found() -> None:
 
 async def test_the_death_of_the_process_takes_nothing_that_was_acknowledged() -> None:
     for seed in range(CUTS):
-        world = World(rng := chance(seed), "NORMAL")
+        world = World(rng := chance(seed), "normal")
         for _ in range(LIVES):
             world.disk.fail_at(rng.choice((rng.randint(1, 12), rng.randint(1, OPERATIONS))), Fault.DEATH)
             with pytest.raises(DeadError):
                 await world.live(OPERATIONS)
             world.disk = world.disk.crash()
-        world.open()
+        await world.open()
         assert world.lost == 0
 
 
@@ -345,7 +368,7 @@ async def test_whichever_operation_fails_there_is_no_answer_and_nothing_acknowle
         world.disk = world.disk.crash()
         await world.live(3)
         world.disk = world.disk.power_cut(rng, Loss.SOME)
-        world.open()
+        await world.open()
         assert world.lost == 0
     assert world.disk.fault_is_due, "an operation failed, and nobody was told"
     assert n > 40

@@ -26,7 +26,7 @@ def at(seconds: float) -> Now:
 
 
 def answers(**limits: Any) -> Answers[str]:
-    return Answers(**{"seconds": 10.0, "keys_max": 100, **limits})
+    return Answers("enqueue", **{"seconds": 10.0, "keys_max": 100, **limits})
 
 
 def test_an_answer_is_found_under_its_key_and_no_other() -> None:

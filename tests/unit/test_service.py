@@ -43,6 +43,8 @@ class ToldEngine:
 
     def __init__(self, *_parts: object) -> None:
         self.failed = trio.Event()
+        self.ready = trio.Event()
+        self.ready.set()
         self.told: list[str] = []
         self.failure: Exception | None = None
         self._ended = trio.Event()

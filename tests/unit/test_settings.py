@@ -15,6 +15,8 @@ TEXTS: dict[str, dict[str, Any]] = {
     "bind": {"0.0.0.0:80": "0.0.0.0:80", "unix:/run/q": "unix:/run/q", "fd://3": "fd://3"},
     "open": {"1": True, "0": False, "true": True, "false": False},
     "queues": {"auto": "auto", "declared": "declared"},
+    "data": {"jobs": "jobs", "/var/lib/queue-actor": "/var/lib/queue-actor"},
+    "durability": {"full": "full", "normal": "normal"},
     "engine": {"actor": "actor", "lock": "lock"},
     "log": {"json": "json", "text": "text"},
     "log_level": {"debug": "debug", "info": "info", "warning": "warning", "error": "error"},
@@ -37,6 +39,8 @@ WHOLE: dict[str, tuple[int, int, int]] = {
     "idempotency_keys_max": (100_000, 0, 10_000_000),
     "dead_retention_jobs": (100_000, 0, 100_000_000),
     "retention_jobs": (100_000, 0, 100_000_000),
+    "disk_reserve_bytes": (64 * MIB, 0, 1024 * GIB),
+    "recent_jobs": (10_000, 1, 10_000_000),
     "ready_initial": (64, 1, 10_000_000),
     "compact_slice": (4_096, 1_000, 10_000_000),
 }
@@ -139,7 +143,11 @@ def test_a_text_is_read_by_variable_and_by_flag(name: str, text: str, value: Any
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *((name, text) for name in ("engine", "log", "log_level") for text in ("", "ACTOR", "Json", "other", "1", "ï")),
+        *(
+            (name, text)
+            for name in ("engine", "log", "log_level", "durability")
+            for text in ("", "ACTOR", "Json", "other", "1", "ï")
+        ),
         *(("open", text) for text in ("", "2", "-1", "yes", "on", "01", "1.0", "١", "None")),
         ("bind", "ü:80"),
     ],
