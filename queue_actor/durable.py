@@ -26,9 +26,11 @@ from queue_actor.commands import (
     Extend,
     Fail,
     Forget,
+    Position,
     Prune,
     R,
     ReadJob,
+    ReadPosition,
     Recalled,
     Redrive,
     Release,
@@ -153,6 +155,8 @@ class DurableEngine:
                 reply = await self._archive.search(command)
             case ReadJob():
                 reply = await self._read(self._engine, command)
+            case ReadPosition():
+                reply = await self._position(self._engine, command)
             case Conclude() | Fail() | Extend() | Release():
                 claims = cast("Sequence[Any]", command.claims)
                 reply = await self._each(
@@ -185,6 +189,14 @@ class DurableEngine:
             if not found.jobs:
                 raise
             return found.jobs[0]
+
+    async def _position(self, engine: Engine, command: ReadPosition) -> Position:
+        try:
+            return await engine.execute(command)
+        except ForgottenJob:
+            if not (await self._archive.find(command.queue, [command.id])).jobs:
+                raise
+            return Position(None)  # it has ended
 
     async def _each(
         self,
