@@ -1,0 +1,450 @@
+"""Clients of a server that may die at any moment. They do what clients do, and write down what they saw of it.
+
+Each is a thread with a connection and a random generator of its own. It enqueues one job or several; it dequeues with
+short leases, concludes, fails, releases, extends, or says nothing more and comes back too late; it repeats what it got
+no answer to, or gives up; now and then it hangs up before the answer.
+"""
+
+import http.client
+import itertools
+import json
+import random
+import threading
+import time
+from typing import Any, Literal, NamedTuple
+
+from tests.process.history import Claim, Dequeue, Enqueue, Event, Handed, Read
+from tests.process.server import ANSWER_SECONDS, START_SECONDS, Answer, Server
+
+QUEUES = ("left", "right")
+
+POLICY = {
+    # A job that is handed out without end is what the checker has to see, not one that dies of it.
+    "max_attempts": None,
+    "max_stale": None,
+    "retry": {"kind": "fixed", "base_seconds": 0.05, "jitter": "none"},
+}
+
+LEASES_SECONDS = (0.3, 0.5, 1.0)
+WAITS_SECONDS = (0.0, 0.0, 0.1)
+BALANCE_MAX = 20
+"""Jobs that a client enqueues more than it concludes."""
+TRIES_MAX = 4
+LATER = frozenset({"starting", "busy", "draining", "too_many_waiters"})
+"""Refusals after which the same may be sent again."""
+
+DRAIN_SECONDS = 60.0
+DRAIN_LEASE_SECONDS = 30.0
+PAGE_JOBS = 1_000
+
+Verb = Literal["conclude", "fail", "release", "extend"]
+
+
+class OverError(Exception):
+    """The run is over, and the server gone."""
+
+
+class Scene:
+    """What the clients share with whoever kills the server: where it is, whether it is up, and the history."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.failures: list[Exception] = []
+        self.payloads = itertools.count(1)
+        self.host, self.port = "", 0
+        self.life = 0
+        """Changes when a process is to die, and again when it is dead: calls in one life reach one process."""
+        self.over = False
+        self._up = False
+        self._news = threading.Condition()
+
+    def record(self, *events: Event) -> None:
+        with self._news:
+            self.events += events
+            self._news.notify_all()
+
+    def fail(self, failure: Exception) -> None:
+        """Note that a client met with something that it does not know how to deal with."""
+        with self._news:
+            self.failures.append(failure)
+            self._news.notify_all()
+
+    def wait_for_more(self, count: int) -> None:
+        """Wait until so many more events have been recorded, while others go on."""
+        with self._news:
+            target = len(self.events) + count
+            self._news.wait_for(lambda: self.failures or len(self.events) >= target, START_SECONDS)
+            if self.failures:
+                raise self.failures[0]
+            assert len(self.events) >= target, "the clients made no progress"
+
+    def comes_up(self, server: Server) -> None:
+        with self._news:
+            self.host, self.port, self._up = server.host, server.port, True
+            self._news.notify_all()
+
+    def goes_down(self) -> None:
+        with self._news:
+            self._up = False
+            self.life += 1
+
+    def is_down(self) -> None:
+        with self._news:
+            self.life += 1
+
+    def end(self) -> None:
+        """Have the clients stop after what they are doing."""
+        with self._news:
+            self.over = True
+            self._news.notify_all()
+
+    def wait_until_up(self, seconds: float) -> None:
+        """Wait for the server, or for some time: there are clients which do not wait for it to be ready."""
+        with self._news:
+            self._news.wait_for(lambda: self._up or self.over, seconds)
+            if self.over and not self._up:
+                raise OverError
+
+
+class Held(NamedTuple):
+    """A job that a client holds."""
+
+    queue: str
+    job: Handed
+    ends: float
+    """When its lease has ended for certain, unless there was a crash."""
+
+
+class Client:
+    """One client. What it asks is recorded in the scene; what it cannot explain ends the run."""
+
+    def __init__(self, scene: Scene, name: str, seed: int) -> None:
+        self.name = name
+        self._scene = scene
+        self._chance = random.Random(f"{seed}/{name}")  # noqa: S311 - a seed has to repeat it
+        self._keys = (f"{name}-{number}" for number in itertools.count())
+        self._connection: http.client.HTTPConnection | None = None
+        self._life = 0
+        self._balance = 0
+        self._silent: list[Held] = []
+        self._done: list[tuple[str, int]] = []
+
+    def run(self) -> None:
+        """Be a client until the run is over."""
+        try:
+            while not self._scene.over:
+                self._step()
+        except OverError:
+            pass
+        except Exception as failure:  # noqa: BLE001 - raised again by whoever started the clients
+            self._scene.fail(failure)
+        finally:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- what it does
+
+    def _step(self) -> None:
+        queue = self._chance.choice(QUEUES)
+        if self._balance < BALANCE_MAX and self._chance.random() < 0.45:
+            self._produce(queue)
+        else:
+            self._consume(queue)
+        if self._silent and self._silent[0].ends < time.monotonic():
+            late = self._silent.pop(0)
+            self.claim(self._chance.choice(("conclude", "fail", "release", "extend")), late.queue, late.job, 1.0)
+        if self._done and self._chance.random() < 0.1:
+            self.read(*self._chance.choice(self._done[-50:]))
+
+    def _produce(self, queue: str) -> None:
+        count = 1 if self._chance.random() < 0.5 else self._chance.randint(2, 8)
+        payloads = tuple(itertools.islice(self._scene.payloads, count))
+        key = next(self._keys)
+        self._balance += count
+        life = None
+        for _ in range(TRIES_MAX):
+            # Keys are remembered for one life of the server: in another a repeat would be a second job.
+            self._connect()
+            if life not in {None, self._life}:
+                return
+            life = self._life
+            call = self._enqueue(queue, payloads, key)
+            if call.accepted and self._chance.random() < 0.9:
+                return
+            if call.returned is None and self._chance.random() < 0.3:
+                return  # it gives up, and will never know
+
+    def _enqueue(self, queue: str, payloads: tuple[int, ...], key: str) -> Enqueue:
+        jobs = [{"type": "work", "payload": payload} for payload in payloads]
+        called, answer, returned = self._ask(f"/v1/queues/{queue}/enqueue", {"jobs": jobs}, key)
+        ids: tuple[int, ...] = ()
+        if answer is not None and answer.status == http.HTTPStatus.OK:
+            ids = tuple(job["id"] for job in answer.body["jobs"])
+        call = Enqueue(
+            queue=queue,
+            client=self.name,
+            key=key,
+            called=called,
+            returned=returned,
+            refused=refusal(answer),
+            payloads=payloads,
+            ids=ids,
+        )
+        self._scene.record(call)
+        return call
+
+    def _consume(self, queue: str) -> None:
+        key = next(self._keys) if self._chance.random() < 0.5 else None
+        count = 1 if self._chance.random() < 0.5 else self._chance.randint(2, 5)
+        wait_seconds = self._chance.choice(WAITS_SECONDS)
+        lease_seconds = self._chance.choice(LEASES_SECONDS)
+        lose = self._chance.random() < 0.04
+        for _ in range(TRIES_MAX):
+            call = self.dequeue(
+                queue, count=count, wait_seconds=wait_seconds, lease_seconds=lease_seconds, key=key, lose=lose
+            )
+            if call.returned is not None or key is None:
+                break
+            lose = False
+        if call.returned is None or not call.jobs:
+            return
+        if self._chance.random() < 0.2:
+            self.conclude_all(queue, call.jobs)
+            return
+        for job in call.jobs:
+            self._work(Held(queue, job, call.returned + lease_seconds + 0.2), lease_seconds)
+
+    def _work(self, held: Held, lease_seconds: float) -> None:
+        match self._chance.choices(
+            ("conclude", "fail", "release", "extend", "silence"), weights=(60, 10, 8, 8, 14), k=1
+        ):
+            case ["silence"]:
+                self._silent.append(held)
+            case ["extend"]:
+                if self.claim("extend", held.queue, held.job, lease_seconds).accepted:
+                    self.claim("conclude", held.queue, held.job)
+            case ["fail"]:
+                self.claim("fail", held.queue, held.job)
+            case ["release"]:
+                self.claim("release", held.queue, held.job)
+            case _:
+                self.claim("conclude", held.queue, held.job)
+
+    # --- the verbs, recorded
+
+    def dequeue(
+        self,
+        queue: str,
+        *,
+        count: int,
+        wait_seconds: float,
+        lease_seconds: float,
+        key: str | None = None,
+        lose: bool = False,
+    ) -> Dequeue:
+        """One try of a dequeue; `lose` hangs up before the answer."""
+        body = {"count": count, "wait_seconds": wait_seconds, "lease_seconds": lease_seconds, "consumer": self.name}
+        called, answer, returned = self._ask(f"/v1/queues/{queue}/dequeue", body, key, lose=lose)
+        jobs: tuple[Handed, ...] = ()
+        if answer is not None and answer.status == http.HTTPStatus.OK:
+            jobs = tuple(
+                Handed(
+                    id=job["id"],
+                    payload=job["payload"],
+                    fence=job["lease"]["fence"],
+                    token=job["lease"]["token"],
+                    attempt=job["attempts"],
+                )
+                for job in answer.body["jobs"]
+            )
+        call = Dequeue(
+            queue=queue,
+            client=self.name,
+            key=key,
+            called=called,
+            returned=returned,
+            refused=refusal(answer),
+            lease_seconds=lease_seconds,
+            jobs=jobs,
+        )
+        self._scene.record(call)
+        return call
+
+    def claim(self, verb: Verb, queue: str, job: Handed, lease_seconds: float = 0.0) -> Claim:
+        """A verb of a holder, with repeats where no answer came, and sometimes where one did; the first that counts."""
+        body = {"token": job.token} | ({"lease_seconds": lease_seconds} if verb == "extend" else {})
+        for _ in range(TRIES_MAX):
+            called, answer, returned = self._ask(f"/v1/queues/{queue}/jobs/{job.id}/{verb}", body)
+            call = self._claim(verb, queue, job, lease_seconds, called, returned, refusal(answer))
+            self._scene.record(call)
+            if call.refused in LATER:
+                continue
+            if call.returned is not None and self._chance.random() < 0.95:
+                break
+            if call.returned is None and self._chance.random() < 0.3:
+                break
+        return call
+
+    def conclude_all(self, queue: str, jobs: tuple[Handed, ...]) -> None:
+        """Conclude many with one request: a claim for each."""
+        body = {"jobs": [{"id": job.id, "token": job.token} for job in jobs]}
+        called, answer, returned = self._ask(f"/v1/queues/{queue}/conclude", body)
+        each = [refusal(answer)] * len(jobs)
+        if answer is not None and answer.status == http.HTTPStatus.OK:
+            each = [told["error"]["code"] if "error" in told else None for told in answer.body["jobs"]]
+        self._scene.record(
+            *(
+                self._claim("conclude", queue, job, 0.0, called, returned, refused)
+                for job, refused in zip(jobs, each, strict=True)
+            )
+        )
+
+    def _claim(
+        self,
+        verb: Verb,
+        queue: str,
+        job: Handed,
+        lease_seconds: float,
+        called: float,
+        returned: float | None,
+        refused: str | None,
+    ) -> Claim:
+        call = Claim(
+            queue=queue,
+            client=self.name,
+            verb=verb,
+            id=job.id,
+            token=job.token,
+            lease_seconds=lease_seconds,
+            called=called,
+            returned=returned,
+            refused=refused,
+        )
+        if verb == "conclude" and call.accepted:
+            self._balance -= 1
+            self._done.append((queue, job.id))
+        return call
+
+    def read(self, queue: str, id_: int) -> None:
+        """Read one job."""
+        called, answer, returned = self._ask(f"/v1/queues/{queue}/jobs/{id_}", method="GET")
+        if answer is None:
+            return
+        refused = refusal(answer)
+        state = answer.body["state"] if refused is None else refused
+        if state not in LATER:
+            self._scene.record(
+                Read(queue=queue, client=self.name, called=called, returned=returned, id=id_, state=state)
+            )
+
+    # --- the end
+
+    def drain(self, queue: str) -> None:
+        """Conclude jobs until the queue has none that is not finished."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while True:
+            call = self.dequeue(queue, count=100, wait_seconds=0.5, lease_seconds=DRAIN_LEASE_SECONDS)
+            if call.jobs:
+                self.conclude_all(queue, call.jobs)
+                continue
+            counts = self._must(f"/v1/queues/{queue}")["counts"]
+            if not any(counts.get(state) for state in ("scheduled", "queued", "in_progress")):
+                return
+            assert time.monotonic() < deadline, f"{queue} could not be drained: {counts}"
+
+    def read_all(self, queue: str) -> None:
+        """Read every job that the queue lists, and those of the history that it does not."""
+        listed: set[int] = set()
+        cursor = ""
+        while True:
+            called = time.monotonic()
+            page = self._must(f"/v1/queues/{queue}/jobs?limit={PAGE_JOBS}{cursor}")
+            returned = time.monotonic()
+            for job in page["jobs"]:
+                listed.add(job["id"])
+                self._scene.record(
+                    Read(
+                        queue=queue,
+                        client=self.name,
+                        called=called,
+                        returned=returned,
+                        id=job["id"],
+                        state=job["state"],
+                    )
+                )
+            if page["next_cursor"] is None:
+                break
+            cursor = f"&cursor={page['next_cursor']}"
+        known = {
+            id_ for call in self._scene.events if isinstance(call, Enqueue) and call.queue == queue for id_ in call.ids
+        }
+        for id_ in sorted(known - listed):
+            self.read(queue, id_)
+
+    def put_policy(self, queue: str) -> None:
+        """Make a queue in which no job dies."""
+        self._must(f"/v1/queues/{queue}", POLICY, method="PUT")
+
+    def _must(self, path: str, body: object = None, *, method: str = "GET") -> Any:
+        _, answer, _ = self._ask(path, body, method=method)
+        assert answer is not None
+        assert answer.status == http.HTTPStatus.OK, answer
+        return answer.body
+
+    # --- the connection
+
+    def _connect(self) -> None:
+        """Have a connection, waited for."""
+        deadline = time.monotonic() + 2 * START_SECONDS
+        while self._connection is None:
+            self._scene.wait_until_up(self._chance.uniform(0.02, 1.0))
+            connection = http.client.HTTPConnection(self._scene.host, self._scene.port, timeout=ANSWER_SECONDS)
+            try:
+                connection.connect()
+            except OSError:
+                assert time.monotonic() < deadline, "the server takes no connections"
+                threading.Event().wait(0.01)
+            else:
+                self._connection, self._life = connection, self._scene.life
+
+    def _ask(
+        self, path: str, body: object = None, key: str | None = None, *, method: str = "POST", lose: bool = False
+    ) -> tuple[float, Answer | None, float | None]:
+        """When it was called, what was answered, and when; None and None if nothing is known of the outcome."""
+        self._connect()
+        assert self._connection is not None
+        called = time.monotonic()
+        try:
+            headers = {} if key is None else {"Idempotency-Key": key}
+            self._connection.request(method, path, None if body is None else json.dumps(body), headers)
+            if lose:
+                self.hang_up()
+                return called, None, None
+            response = self._connection.getresponse()
+            answer = Answer(response.status, response.headers, json.load(response))
+        except (OSError, http.client.HTTPException, json.JSONDecodeError):
+            self.hang_up()  # it may have been killed at any byte
+            return called, None, None
+        returned = time.monotonic()
+        if answer.headers.get("Connection") == "close":
+            self.hang_up()
+        if answer.status == http.HTTPStatus.OK:
+            return called, answer, returned
+        assert answer.status not in {400, 404, 405, 422, 500} or answer.body["code"] in {"unknown_job", "forgotten"}, (
+            answer.body
+        )
+        if answer.body["code"] == "outcome_unknown":
+            return called, None, None
+        return called, answer, returned
+
+
+def refusal(answer: Answer | None) -> str | None:
+    """The code of an answer which says that nothing was done."""
+    if answer is None or answer.status == http.HTTPStatus.OK:
+        return None
+    code: str = answer.body["code"]
+    return code

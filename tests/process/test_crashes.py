@@ -1,0 +1,157 @@
+"""The server is killed at random moments under load; what its clients saw must keep every promise of durability.
+
+A seed repeats what the clients and the killer set out to do, but not how the machine interleaves them. A history that
+breaks a promise is kept in `.cache/crashes/`; `python -m tests.process.recheck FILE` checks it again.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from queue_actor.settings import SETTINGS
+from tests.process.clients import QUEUES, Client, Scene
+from tests.process.history import Crash, Drained, Event, Violation, check, figures, to_lines
+from tests.process.server import ANSWER_SECONDS, ROOT, Server
+
+pytestmark = pytest.mark.process
+
+KEPT = ROOT / ".cache/crashes"
+KILLS = int(os.environ.get("CRASH_KILLS", "20"))
+SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
+CLIENTS = 4
+OPERATIONS_BETWEEN_KILLS = (20, 300)
+RECOVERIES_KILLED = 0.15
+"""The share of kills that strike while the server recovers from the one before."""
+RECOVERY_SECONDS = 0.8
+"""Within which such a kill strikes, counted from the start of the process."""
+SHOWN_VIOLATIONS = 20
+
+awaits_durable_storage = pytest.mark.xfail(
+    all(setting.name != "data" for setting in SETTINGS), reason="the server has no data directory yet", strict=True
+)
+
+
+def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
+    """The history of a run: load, kills and restarts, more load, a drain, and a look at every job."""
+    chance = random.Random(seed)  # noqa: S311 - a seed has to repeat it
+    scene = Scene()
+    threads = [
+        threading.Thread(target=Client(scene, f"client{number}", seed).run, daemon=True) for number in range(CLIENTS)
+    ]
+    unrecovered: list[Crash] = []
+    try:
+        for life in range(kills + 1):
+            with Server("--bind", f"127.0.0.1:{scene.port}", *flags(chance, data)) as server:
+                if unrecovered and life < kills and chance.random() < RECOVERIES_KILLED:
+                    threading.Event().wait(chance.uniform(0, RECOVERY_SECONDS))
+                else:
+                    server.wait_ready()
+                    *during_recovery, last = [None, *unrecovered]
+                    if last is not None:
+                        ready = msgspec.structs.replace(last, ready=time.monotonic())
+                        scene.record(*filter(None, during_recovery), ready)
+                        unrecovered.clear()
+                    scene.comes_up(server)
+                    if life == 0:
+                        begin(scene, seed, threads)
+                    scene.wait_for_more(chance.randint(*OPERATIONS_BETWEEN_KILLS))
+                if life < kills:
+                    unrecovered.append(kill(scene, server))
+                else:
+                    finish(scene, seed, threads)
+    finally:
+        scene.end()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+    return scene.events
+
+
+def flags(chance: random.Random, data: Path | None) -> tuple[str, ...]:
+    """Short sweeps, so that short leases are short; and on disk each life may be durable in another way."""
+    durability = chance.choice(("full", "normal"))
+    on_disk = () if data is None else ("--data", str(data), "--durability", durability)
+    return ("--sweep-seconds", "0.05", *on_disk)
+
+
+def begin(scene: Scene, seed: int, threads: list[threading.Thread]) -> None:
+    operator = Client(scene, "operator", seed)
+    for queue in QUEUES:
+        operator.put_policy(queue)
+    operator.hang_up()
+    for thread in threads:
+        thread.start()
+
+
+def kill(scene: Scene, server: Server) -> Crash:
+    scene.goes_down()
+    killed = time.monotonic()
+    server.send_signal(signal.SIGKILL)
+    assert server.wait(seconds=ANSWER_SECONDS) == -signal.SIGKILL, "it had ended by itself"
+    scene.is_down()
+    return Crash(killed=killed, dead=time.monotonic())
+
+
+def finish(scene: Scene, seed: int, threads: list[threading.Thread]) -> None:
+    scene.end()
+    for thread in threads:
+        thread.join()
+    operator = Client(scene, "operator", seed)
+    for queue in QUEUES:
+        operator.drain(queue)
+    scene.record(Drained(at=time.monotonic()))
+    for queue in QUEUES:
+        operator.read_all(queue)
+    operator.hang_up()
+
+
+def judge(history: list[Event], *, seed: int) -> list[Violation]:
+    """Check a history, print its seed and figures, and keep it if it breaks a promise."""
+    began = time.monotonic()
+    violations = check(history)
+    print(f"seed {seed}: {figures(history)}; checked in {time.monotonic() - began:.1f} s")
+    if violations:
+        print(f"{len(violations)} violations: {dict(Counter(violation.name for violation in violations))}")
+        print(*violations[:SHOWN_VIOLATIONS], sep="\n")
+    return violations
+
+
+def keep(history: list[Event], *, seed: int) -> Path:
+    """Write a history where it can be checked again."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path = KEPT / f"seed-{seed}.ndjson"
+    path.write_bytes(to_lines(history))
+    return path
+
+
+def test_a_run_without_a_kill_keeps_every_promise() -> None:
+    history = run(kills=0, seed=SEED)
+    counted = figures(history)
+
+    assert judge(history, seed=SEED) == [], keep(history, seed=SEED)
+    assert counted.concluded >= counted.enqueued > 0
+    assert counted.kills == 0
+
+
+def test_a_server_without_a_data_directory_is_found_to_lose_its_jobs_when_it_is_killed() -> None:
+    """The checker sees what it is for: the same run against memory breaks the promises."""
+    history = run(kills=2, seed=SEED)
+    names = {violation.name for violation in judge(history, seed=SEED)}
+
+    assert {"lost", "id_given_twice"} <= names
+
+
+@awaits_durable_storage
+@pytest.mark.slow
+def test_a_server_that_is_killed_again_and_again_keeps_every_promise(tmp_path: Path) -> None:
+    history = run(kills=KILLS, seed=SEED, data=tmp_path / "data")
+
+    assert judge(history, seed=SEED) == [], keep(history, seed=SEED)
+    assert figures(history).kills == KILLS
