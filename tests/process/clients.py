@@ -11,6 +11,7 @@ import json
 import random
 import threading
 import time
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from tests.process.history import Claim, Dequeue, Enqueue, Event, Handed, Read
@@ -32,6 +33,8 @@ BALANCE_MAX = 20
 TRIES_MAX = 4
 LATER = frozenset({"starting", "busy", "draining", "too_many_waiters"})
 """Refusals after which the same may be sent again."""
+TOO_LATE = frozenset({"lease_lost", "forgotten", "unknown_job"})
+"""Refusals for the checker to judge. Any other ends the run."""
 
 DRAIN_SECONDS = 60.0
 DRAIN_LEASE_SECONDS = 30.0
@@ -104,6 +107,38 @@ class Scene:
             self._news.wait_for(lambda: self._up or self.over, seconds)
             if self.over and not self._up:
                 raise OverError
+
+
+class Asked(NamedTuple):
+    """A request that was made: when, and what came of it. `returned` is None if nothing is known of the outcome."""
+
+    called: float
+    returned: float | None = None
+    answer: Answer | None = None
+
+    @property
+    def refused(self) -> str | None:
+        """The code of an answer which says that nothing was done."""
+        if self.answer is None or self.answer.status == http.HTTPStatus.OK:
+            return None
+        code: str = self.answer.body["code"]
+        return code
+
+    @property
+    def body(self) -> Any:
+        """The body of an answer that has to be there."""
+        assert self.answer is not None
+        return self.answer.body
+
+    @property
+    def jobs(self) -> list[Any]:
+        """The jobs that the answer tells of; none if there is no such answer."""
+        return [] if self.answer is None or self.refused else list(self.body["jobs"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is in a history."""
+        return {"called": self.called, "returned": self.returned, "refused": self.refused}
 
 
 class Held(NamedTuple):
@@ -180,36 +215,29 @@ class Client:
 
     def _enqueue(self, queue: str, payloads: tuple[int, ...], key: str) -> Enqueue:
         jobs = [{"type": "work", "payload": payload} for payload in payloads]
-        called, answer, returned = self._ask(f"/v1/queues/{queue}/enqueue", {"jobs": jobs}, key)
-        ids: tuple[int, ...] = ()
-        if answer is not None and answer.status == http.HTTPStatus.OK:
-            ids = tuple(job["id"] for job in answer.body["jobs"])
-        call = Enqueue(
-            queue=queue,
-            client=self.name,
-            key=key,
-            called=called,
-            returned=returned,
-            refused=refusal(answer),
-            payloads=payloads,
-            ids=ids,
-        )
+        asked = self._ask(f"/v1/queues/{queue}/enqueue", {"jobs": jobs}, key)
+        ids = tuple(job["id"] for job in asked.jobs)
+        call = Enqueue(queue=queue, client=self.name, key=key, payloads=payloads, ids=ids, **asked.facts)
         self._scene.record(call)
         return call
 
     def _consume(self, queue: str) -> None:
         key = next(self._keys) if self._chance.random() < 0.5 else None
         count = 1 if self._chance.random() < 0.5 else self._chance.randint(2, 5)
-        wait_seconds = self._chance.choice(WAITS_SECONDS)
         lease_seconds = self._chance.choice(LEASES_SECONDS)
-        lose = self._chance.random() < 0.04
+        ask = partial(
+            self.dequeue,
+            queue,
+            count=count,
+            wait_seconds=self._chance.choice(WAITS_SECONDS),
+            lease_seconds=lease_seconds,
+            key=key,
+        )
+        call = ask(lose=self._chance.random() < 0.04)
         for _ in range(TRIES_MAX):
-            call = self.dequeue(
-                queue, count=count, wait_seconds=wait_seconds, lease_seconds=lease_seconds, key=key, lose=lose
-            )
             if call.returned is not None or key is None:
-                break
-            lose = False
+                break  # without a key it would be another request
+            call = ask()
         if call.returned is None or not call.jobs:
             return
         if self._chance.random() < 0.2:
@@ -225,7 +253,7 @@ class Client:
             case ["silence"]:
                 self._silent.append(held)
             case ["extend"]:
-                if self.claim("extend", held.queue, held.job, lease_seconds).accepted:
+                if self.claim("extend", held.queue, held.job, lease_seconds):
                     self.claim("conclude", held.queue, held.job)
             case ["fail"]:
                 self.claim("fail", held.queue, held.job)
@@ -248,98 +276,71 @@ class Client:
     ) -> Dequeue:
         """One try of a dequeue; `lose` hangs up before the answer."""
         body = {"count": count, "wait_seconds": wait_seconds, "lease_seconds": lease_seconds, "consumer": self.name}
-        called, answer, returned = self._ask(f"/v1/queues/{queue}/dequeue", body, key, lose=lose)
-        jobs: tuple[Handed, ...] = ()
-        if answer is not None and answer.status == http.HTTPStatus.OK:
-            jobs = tuple(
-                Handed(
-                    id=job["id"],
-                    payload=job["payload"],
-                    fence=job["lease"]["fence"],
-                    token=job["lease"]["token"],
-                    attempt=job["attempts"],
-                )
-                for job in answer.body["jobs"]
+        asked = self._ask(f"/v1/queues/{queue}/dequeue", body, key, lose=lose)
+        jobs = tuple(
+            Handed(
+                id=job["id"],
+                payload=job["payload"],
+                fence=job["lease"]["fence"],
+                token=job["lease"]["token"],
+                attempt=job["attempts"],
             )
-        call = Dequeue(
-            queue=queue,
-            client=self.name,
-            key=key,
-            called=called,
-            returned=returned,
-            refused=refusal(answer),
-            lease_seconds=lease_seconds,
-            jobs=jobs,
+            for job in asked.jobs
         )
+        call = Dequeue(queue=queue, client=self.name, key=key, lease_seconds=lease_seconds, jobs=jobs, **asked.facts)
         self._scene.record(call)
         return call
 
-    def claim(self, verb: Verb, queue: str, job: Handed, lease_seconds: float = 0.0) -> Claim:
-        """A verb of a holder, with repeats where no answer came, and sometimes where one did; the first that counts."""
+    def claim(self, verb: Verb, queue: str, job: Handed, lease_seconds: float = 0.0) -> bool:
+        """A verb of a holder, tried again without an answer, and now and then with one; whether it was accepted."""
         body = {"token": job.token} | ({"lease_seconds": lease_seconds} if verb == "extend" else {})
+        accepted = False
         for _ in range(TRIES_MAX):
-            called, answer, returned = self._ask(f"/v1/queues/{queue}/jobs/{job.id}/{verb}", body)
-            call = self._claim(verb, queue, job, lease_seconds, called, returned, refusal(answer))
+            asked = self._ask(f"/v1/queues/{queue}/jobs/{job.id}/{verb}", body)
+            call = Claim(
+                queue=queue,
+                client=self.name,
+                verb=verb,
+                id=job.id,
+                token=job.token,
+                lease_seconds=lease_seconds,
+                **asked.facts,
+            )
             self._scene.record(call)
-            if call.refused in LATER:
-                continue
-            if call.returned is not None and self._chance.random() < 0.95:
+            self._note(call)
+            accepted = accepted or call.accepted
+            if call.refused not in LATER and self._chance.random() < (0.3 if call.returned is None else 0.95):
                 break
-            if call.returned is None and self._chance.random() < 0.3:
-                break
-        return call
+        return accepted
 
     def conclude_all(self, queue: str, jobs: tuple[Handed, ...]) -> None:
         """Conclude many with one request: a claim for each."""
-        body = {"jobs": [{"id": job.id, "token": job.token} for job in jobs]}
-        called, answer, returned = self._ask(f"/v1/queues/{queue}/conclude", body)
-        each = [refusal(answer)] * len(jobs)
-        if answer is not None and answer.status == http.HTTPStatus.OK:
-            each = [told["error"]["code"] if "error" in told else None for told in answer.body["jobs"]]
-        self._scene.record(
-            *(
-                self._claim("conclude", queue, job, 0.0, called, returned, refused)
-                for job, refused in zip(jobs, each, strict=True)
-            )
+        asked = self._ask(
+            f"/v1/queues/{queue}/conclude", {"jobs": [{"id": job.id, "token": job.token} for job in jobs]}
         )
+        errors = [told.get("error") for told in asked.jobs] or [None] * len(jobs)
+        for job, error in zip(jobs, errors, strict=True):
+            facts = asked.facts | ({"refused": error["code"]} if error else {})
+            call = Claim(queue=queue, client=self.name, verb="conclude", id=job.id, token=job.token, **facts)
+            self._scene.record(call)
+            self._note(call)
 
-    def _claim(
-        self,
-        verb: Verb,
-        queue: str,
-        job: Handed,
-        lease_seconds: float,
-        called: float,
-        returned: float | None,
-        refused: str | None,
-    ) -> Claim:
-        call = Claim(
-            queue=queue,
-            client=self.name,
-            verb=verb,
-            id=job.id,
-            token=job.token,
-            lease_seconds=lease_seconds,
-            called=called,
-            returned=returned,
-            refused=refused,
-        )
-        if verb == "conclude" and call.accepted:
+    def _note(self, call: Claim) -> None:
+        if call.verb == "conclude" and call.accepted:
             self._balance -= 1
-            self._done.append((queue, job.id))
-        return call
+            self._done.append((call.queue, call.id))
 
     def read(self, queue: str, id_: int) -> None:
         """Read one job."""
-        called, answer, returned = self._ask(f"/v1/queues/{queue}/jobs/{id_}", method="GET")
-        if answer is None:
-            return
-        refused = refusal(answer)
-        state = answer.body["state"] if refused is None else refused
-        if state not in LATER:
-            self._scene.record(
-                Read(queue=queue, client=self.name, called=called, returned=returned, id=id_, state=state)
-            )
+        asked = self._ask(f"/v1/queues/{queue}/jobs/{id_}", method="GET")
+        if asked.answer is not None and asked.refused not in LATER:
+            state = asked.refused or asked.answer.body["state"]
+            self._record_read(queue, id_, state, asked)
+
+    def _record_read(self, queue: str, id_: int, state: str, asked: Asked) -> None:
+        self._scene.record(
+            Read(queue=queue, client=self.name, called=asked.called, returned=asked.returned, id=id_, state=state)
+        )
 
     # --- the end
 
@@ -351,7 +352,7 @@ class Client:
             if call.jobs:
                 self.conclude_all(queue, call.jobs)
                 continue
-            counts = self._must(f"/v1/queues/{queue}")["counts"]
+            counts = self._must(f"/v1/queues/{queue}").body["counts"]
             if not any(counts.get(state) for state in ("scheduled", "queued", "in_progress")):
                 return
             assert time.monotonic() < deadline, f"{queue} could not be drained: {counts}"
@@ -361,24 +362,14 @@ class Client:
         listed: set[int] = set()
         cursor = ""
         while True:
-            called = time.monotonic()
-            page = self._must(f"/v1/queues/{queue}/jobs?limit={PAGE_JOBS}{cursor}")
-            returned = time.monotonic()
-            for job in page["jobs"]:
+            asked = self._must(f"/v1/queues/{queue}/jobs?limit={PAGE_JOBS}{cursor}")
+            for job in asked.jobs:
                 listed.add(job["id"])
-                self._scene.record(
-                    Read(
-                        queue=queue,
-                        client=self.name,
-                        called=called,
-                        returned=returned,
-                        id=job["id"],
-                        state=job["state"],
-                    )
-                )
-            if page["next_cursor"] is None:
+                self._record_read(queue, job["id"], job["state"], asked)
+            following = asked.body["next_cursor"]
+            if following is None:
                 break
-            cursor = f"&cursor={page['next_cursor']}"
+            cursor = f"&cursor={following}"
         known = {
             id_ for call in self._scene.events if isinstance(call, Enqueue) and call.queue == queue for id_ in call.ids
         }
@@ -389,11 +380,11 @@ class Client:
         """Make a queue in which no job dies."""
         self._must(f"/v1/queues/{queue}", POLICY, method="PUT")
 
-    def _must(self, path: str, body: object = None, *, method: str = "GET") -> Any:
-        _, answer, _ = self._ask(path, body, method=method)
-        assert answer is not None
-        assert answer.status == http.HTTPStatus.OK, answer
-        return answer.body
+    def _must(self, path: str, body: object = None, *, method: str = "GET") -> Asked:
+        asked = self._ask(path, body, method=method)
+        assert asked.answer is not None
+        assert asked.answer.status == http.HTTPStatus.OK, asked.answer
+        return asked
 
     # --- the connection
 
@@ -413,38 +404,27 @@ class Client:
 
     def _ask(
         self, path: str, body: object = None, key: str | None = None, *, method: str = "POST", lose: bool = False
-    ) -> tuple[float, Answer | None, float | None]:
-        """When it was called, what was answered, and when; None and None if nothing is known of the outcome."""
+    ) -> Asked:
         self._connect()
         assert self._connection is not None
+        headers = {} if key is None else {"Idempotency-Key": key}
         called = time.monotonic()
         try:
-            headers = {} if key is None else {"Idempotency-Key": key}
             self._connection.request(method, path, None if body is None else json.dumps(body), headers)
             if lose:
                 self.hang_up()
-                return called, None, None
+                return Asked(called)
             response = self._connection.getresponse()
             answer = Answer(response.status, response.headers, json.load(response))
         except (OSError, http.client.HTTPException, json.JSONDecodeError):
-            self.hang_up()  # it may have been killed at any byte
-            return called, None, None
-        returned = time.monotonic()
-        if answer.headers.get("Connection") == "close":
+            self.hang_up()  # the server may be killed at any byte
+            return Asked(called)
+        asked = Asked(called, time.monotonic(), answer)
+        if response.will_close:
             self.hang_up()
-        if answer.status == http.HTTPStatus.OK:
-            return called, answer, returned
-        assert answer.status not in {400, 404, 405, 422, 500} or answer.body["code"] in {"unknown_job", "forgotten"}, (
-            answer.body
-        )
-        if answer.body["code"] == "outcome_unknown":
-            return called, None, None
-        return called, answer, returned
-
-
-def refusal(answer: Answer | None) -> str | None:
-    """The code of an answer which says that nothing was done."""
-    if answer is None or answer.status == http.HTTPStatus.OK:
-        return None
-    code: str = answer.body["code"]
-    return code
+        if asked.refused == "outcome_unknown":
+            return Asked(called)
+        if asked.refused in LATER:
+            self._scene.wait_until_up(0.1)
+        assert asked.refused is None or asked.refused in LATER | TOO_LATE, answer.body
+        return asked

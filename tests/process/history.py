@@ -23,7 +23,7 @@ Everything here is pure; `Crash` and `Drained` belong to all queues, everything 
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -181,7 +181,7 @@ def figures(history: History) -> Figures:
         open_calls=sum(call.returned is None for call in calls),
         kills=sum(isinstance(event, Crash) for event in history),
         enqueued=sum(len(queue.acknowledged) for queue in queues),
-        recovered=sum(len(queue.leases_of.keys() - queue.acknowledged.keys()) for queue in queues),
+        recovered=sum(len(queue.leases_by_payload.keys() - queue.acknowledged.keys()) for queue in queues),
         handed_out=sum(len(leases) for queue in queues for leases in queue.leases_of.values()),
         concluded=sum(len(queue.concludes) for queue in queues),
         ran_out=kinds.count("ran out"),
@@ -257,28 +257,31 @@ class Queue:
                     self.claims.append(event)
                 case Read():
                     self.reads[event.id].append(event)
-        # The payload of each id that an answer told, and the moment of the first such answer.
+        # The id of each payload that an answer told, and the moment of the first such answer.
         self.acknowledged: dict[int, tuple[int, float]] = {}
         for enqueue in self.enqueues:
             for id_, payload in enqueue.told:
                 assert enqueue.returned is not None
-                self.acknowledged.setdefault(id_, (payload, enqueue.returned))
+                self.acknowledged.setdefault(payload, (id_, enqueue.returned))
         self._first_called: dict[str, float] = {}
         for dequeue in self.dequeues:
             if dequeue.key is not None:
                 self._first_called.setdefault(dequeue.key, dequeue.called)
         self.double: list[Violation] = []
         self.leases_of = self._leases()
+        self.leases_by_payload: dict[int, list[Lease]] = defaultdict(list)
+        for lease in chain.from_iterable(self.leases_of.values()):
+            self.leases_by_payload[lease.payload].append(lease)
         by_token = {lease.token: lease for leases in self.leases_of.values() for lease in leases}
         self.forged: list[Claim] = []
         # The first acknowledged conclude of each job, and the lease it was said of.
         self.concludes: dict[int, tuple[Claim, Lease]] = {}
         for claim in self.claims:
-            lease = by_token.get(claim.token)
-            if lease is not None and lease.id == claim.id:
-                lease.claims.append(claim)
+            claimed = by_token.get(claim.token)
+            if claimed is not None and claimed.id == claim.id:
+                claimed.claims.append(claim)
                 if claim.verb == "conclude" and claim.accepted:
-                    self.concludes.setdefault(claim.id, (claim, lease))
+                    self.concludes.setdefault(claim.id, (claim, claimed))
             elif claim.accepted:
                 self.forged.append(claim)
         self._lost_answers = [dequeue for dequeue in self.dequeues if dequeue.returned is None]
@@ -373,20 +376,21 @@ class Queue:
 
     def _lost(self) -> Iterator[Violation]:
         """Every acknowledged job has been concluded."""
-        for id_, (payload, moment) in self.acknowledged.items():
-            reads = [read for read in self.reads[id_] if read.state]
-            missing = [read for read in reads if read.state == "unknown_job" and read.called > moment]
-            claims = [claim for lease in self.leases_of.get(id_, ()) for claim in lease.claims]
-            perhaps = any(claim.verb == "conclude" and claim.possible for claim in claims)
+        for payload, (id_, moment) in self.acknowledged.items():
+            leases = self.leases_by_payload.get(payload, ())
+            concludes = [claim for lease in leases for claim in lease.claims if claim.verb == "conclude"]
+            reads = [read for read in self.reads[id_] if read.called > moment]
+            missing = [read for read in reads if read.state == "unknown_job"]
             last = reads[-1].state if reads else "never read"
+            perhaps = last in {"concluded", "forgotten"} and any(claim.possible for claim in concludes)
             if missing:
                 fate = f"was unknown at {missing[0].called:.3f}"
-            elif id_ in self.concludes or (perhaps and last in {"concluded", "forgotten"}):
+            elif perhaps or any(claim.accepted for claim in concludes):
                 continue
-            elif id_ not in self.leases_of:
+            elif not leases:
                 fate = f"was never handed out; in the end it was {last}"
             else:
-                fate = f"was handed out {len(self.leases_of[id_])} times, never concluded, and in the end {last}"
+                fate = f"was handed out {len(leases)} times and never concluded; in the end it was {last}"
             yield Violation("lost", f"job {id_}, payload {payload}, was acknowledged at {moment:.3f} and {fate}")
 
     def _fences(self) -> Iterator[Violation]:

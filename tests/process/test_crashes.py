@@ -26,7 +26,7 @@ KEPT = ROOT / ".cache/crashes"
 KILLS = int(os.environ.get("CRASH_KILLS", "20"))
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 CLIENTS = 4
-OPERATIONS_BETWEEN_KILLS = (20, 300)
+OPERATIONS_BETWEEN_KILLS = (50, 400)
 RECOVERIES_KILLED = 0.15
 """The share of kills that strike while the server recovers from the one before."""
 RECOVERY_SECONDS = 0.8
@@ -142,7 +142,7 @@ def test_a_run_without_a_kill_keeps_every_promise() -> None:
 
 def test_a_server_without_a_data_directory_is_found_to_lose_its_jobs_when_it_is_killed() -> None:
     """The checker sees what it is for: the same run against memory breaks the promises."""
-    history = run(kills=2, seed=SEED)
+    history = run(kills=3, seed=SEED)
     names = {violation.name for violation in judge(history, seed=SEED)}
 
     assert {"lost", "id_given_twice"} <= names
