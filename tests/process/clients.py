@@ -28,8 +28,6 @@ POLICY = {
 
 LEASES_SECONDS = (0.3, 0.5, 1.0)
 WAITS_SECONDS = (0.0, 0.0, 0.1)
-BALANCE_MAX = 20
-"""Jobs that a client enqueues more than it concludes."""
 TRIES_MAX = 4
 LATER = frozenset({"starting", "busy", "draining", "too_many_waiters"})
 """Refusals after which the same may be sent again."""
@@ -160,7 +158,8 @@ class Client:
         self._keys = (f"{name}-{number}" for number in itertools.count())
         self._connection: http.client.HTTPConnection | None = None
         self._life = 0
-        self._balance = 0
+        self._idle = True
+        """Whether there was no job when it last asked for one: then it makes some."""
         self._silent: list[Held] = []
         self._done: list[tuple[str, int]] = []
 
@@ -185,7 +184,7 @@ class Client:
 
     def _step(self) -> None:
         queue = self._chance.choice(QUEUES)
-        if self._balance < BALANCE_MAX and self._chance.random() < 0.45:
+        if self._chance.random() < (0.9 if self._idle else 0.25):
             self._produce(queue)
         else:
             self._consume(queue)
@@ -199,7 +198,6 @@ class Client:
         count = 1 if self._chance.random() < 0.5 else self._chance.randint(2, 8)
         payloads = tuple(itertools.islice(self._scene.payloads, count))
         key = next(self._keys)
-        self._balance += count
         life = None
         for _ in range(TRIES_MAX):
             # Keys are remembered for one life of the server: in another a repeat would be a second job.
@@ -238,6 +236,7 @@ class Client:
             if call.returned is not None or key is None:
                 break  # without a key it would be another request
             call = ask()
+        self._idle = not call.jobs
         if call.returned is None or not call.jobs:
             return
         if self._chance.random() < 0.2:
@@ -327,7 +326,6 @@ class Client:
 
     def _note(self, call: Claim) -> None:
         if call.verb == "conclude" and call.accepted:
-            self._balance -= 1
             self._done.append((call.queue, call.id))
 
     def read(self, queue: str, id_: int) -> None:

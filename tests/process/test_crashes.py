@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from queue_actor.settings import SETTINGS
 from tests.process.clients import QUEUES, Client, Scene
 from tests.process.history import Crash, Drained, Event, Violation, check, figures, to_lines
-from tests.process.server import ANSWER_SECONDS, ROOT, Server
+from tests.process.server import ANSWER_SECONDS, ROOT, START_SECONDS, Server, eventually
 
 pytestmark = pytest.mark.process
 
@@ -31,6 +32,8 @@ RECOVERIES_KILLED = 0.15
 """The share of kills that strike while the server recovers from the one before."""
 RECOVERY_SECONDS = 0.8
 """Within which such a kill strikes, counted from the start of the process."""
+ANSWERS_SECONDS = 0.02
+"""About the time between two answers to one client."""
 SHOWN_VIOLATIONS = 20
 
 awaits_durable_storage = pytest.mark.xfail(
@@ -52,7 +55,7 @@ def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
                 if unrecovered and life < kills and chance.random() < RECOVERIES_KILLED:
                     threading.Event().wait(chance.uniform(0, RECOVERY_SECONDS))
                 else:
-                    server.wait_ready()
+                    wait_recovered(server)
                     *during_recovery, last = [None, *unrecovered]
                     if last is not None:
                         ready = msgspec.structs.replace(last, ready=time.monotonic())
@@ -63,7 +66,7 @@ def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
                         begin(scene, seed, threads)
                     scene.wait_for_more(chance.randint(*OPERATIONS_BETWEEN_KILLS))
                 if life < kills:
-                    unrecovered.append(kill(scene, server))
+                    unrecovered.append(kill(scene, server, after_seconds=chance.uniform(0, ANSWERS_SECONDS)))
                 else:
                     finish(scene, seed, threads)
     finally:
@@ -81,6 +84,12 @@ def flags(chance: random.Random, data: Path | None) -> tuple[str, ...]:
     return ("--sweep-seconds", "0.05", *on_disk)
 
 
+def wait_recovered(server: Server) -> None:
+    """Wait until it takes work: it may listen before."""
+    server.wait_ready()
+    assert eventually(lambda: server.request("GET", "/readyz").status == 200, seconds=START_SECONDS)
+
+
 def begin(scene: Scene, seed: int, threads: list[threading.Thread]) -> None:
     operator = Client(scene, "operator", seed)
     for queue in QUEUES:
@@ -90,8 +99,10 @@ def begin(scene: Scene, seed: int, threads: list[threading.Thread]) -> None:
         thread.start()
 
 
-def kill(scene: Scene, server: Server) -> Crash:
+def kill(scene: Scene, server: Server, *, after_seconds: float) -> Crash:
+    """Kill it, some moments after an answer rather than with it."""
     scene.goes_down()
+    threading.Event().wait(after_seconds)
     killed = time.monotonic()
     server.send_signal(signal.SIGKILL)
     assert server.wait(seconds=ANSWER_SECONDS) == -signal.SIGKILL, "it had ended by itself"
@@ -116,7 +127,7 @@ def judge(history: list[Event], *, seed: int) -> list[Violation]:
     """Check a history, print its seed and figures, and keep it if it breaks a promise."""
     began = time.monotonic()
     violations = check(history)
-    print(f"seed {seed}: {figures(history)}; checked in {time.monotonic() - began:.1f} s")
+    print(f"\nseed {seed}: {figures(history)}; checked in {time.monotonic() - began:.1f} s")
     if violations:
         print(f"{len(violations)} violations: {dict(Counter(violation.name for violation in violations))}")
         print(*violations[:SHOWN_VIOLATIONS], sep="\n")
@@ -155,3 +166,50 @@ def test_a_server_that_is_killed_again_and_again_keeps_every_promise(tmp_path: P
 
     assert judge(history, seed=SEED) == [], keep(history, seed=SEED)
     assert figures(history).kills == KILLS
+
+
+@awaits_durable_storage
+def test_a_kill_changes_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """What the checker leaves out: priorities, delays, the jobs field by field, and the name of the queue's life."""
+    on_disk = ("--bind", "127.0.0.1:0", "--data", str(tmp_path / "data"))
+    jobs = [{"type": "t", "payload": number, "priority": number % 3} for number in range(6)]
+    with Server(*on_disk) as server:
+        wait_recovered(server)
+        post(server, "enqueue", {"jobs": [*jobs, {"type": "late", "delay_seconds": 3600, "unique_key": "k"}]})
+        first, second, third = post(server, "dequeue", {"count": 3, "lease_seconds": 60})["jobs"]
+        post(server, f"jobs/{first['id']}/conclude", {"token": token(first), "result": {"a": [1, 2]}})
+        post(server, f"jobs/{second['id']}/release", {"token": token(second)})
+        before = server.request("GET", "/v1/queues/q/jobs?include=content")
+        server.send_signal(signal.SIGKILL)
+        server.wait(seconds=ANSWER_SECONDS)
+
+    with Server(*on_disk) as server:
+        wait_recovered(server)
+        after = server.request("GET", "/v1/queues/q/jobs?include=content")
+        assert after.headers["Queue-Instance"] == before.headers["Queue-Instance"]
+        (lease_before,) = (job.pop("lease") for job in before.body["jobs"] if job["lease"])
+        (lease_after,) = (job.pop("lease") for job in after.body["jobs"] if job["lease"])
+        assert after.body == before.body
+        assert lease_after["fence"] == lease_before["fence"]
+        assert lease_after["expires_at"] > lease_before["expires_at"], "it starts again at full length"
+
+        assert post(server, f"jobs/{third['id']}/conclude", {"token": token(third)})["state"] == "concluded"
+        assert post(server, f"jobs/{first['id']}/conclude", {"token": token(first)})["state"] == "concluded"
+        again = {"jobs": [{"type": "late", "unique_key": "k"}, {"type": "new"}]}
+        assert [job["id"] for job in post(server, "enqueue", again)["jobs"]] == [7, 8]
+        rest = post(server, "dequeue", {"count": 10})["jobs"]
+        # By priority, and then by place; the one that was released keeps its own.
+        assert [job["id"] for job in (first, second, third)] == [3, 6, 2]
+        assert [job["id"] for job in rest] == [6, 5, 1, 4, 8]
+        assert min(job["lease"]["fence"] for job in rest) > third["lease"]["fence"]
+
+
+def post(server: Server, path: str, body: object) -> Any:
+    answer = server.request("POST", f"/v1/queues/q/{path}", body)
+    assert answer.status == 200, answer.body
+    return answer.body
+
+
+def token(job: Any) -> str:
+    text: str = job["lease"]["token"]
+    return text

@@ -145,6 +145,9 @@ ACCEPTED: dict[str, list[Event]] = {
     ),
     "a dequeue whose answer came twice": with_more(dequeue(3.6, 3.7, job(4, 106), job(5, 107), key="d45")),
     "a fail repeated after the job was handed out again": with_more(claim("fail", 2, 102, 1.5, 1.6)),
+    "a conclude refused after a fail of the same holder": with_more(
+        claim("conclude", 2, 102, 1.25, 1.3, refused="lease_lost")
+    ),
     "a crash amid the recovery from a crash": with_more(Crash(killed=2.3, dead=2.4, ready=2.6)),
     "queues whose ids and payloads are alike, each by itself": with_more(
         *(
@@ -356,6 +359,7 @@ def test_a_history_is_kept_as_lines() -> None:
 def test_the_figures_of_a_history_say_how_often_jobs_were_handed_out_and_why() -> None:
     counted = figures(list(CORRECT.values()))
 
+    assert str(counted).startswith(f"{counted.operations} operations, 5 open calls, 1 kills")
     assert counted._asdict() == {
         "operations": len(CORRECT) - 2,
         "open_calls": 5,
