@@ -53,8 +53,6 @@ class Scene:
         self.failures: list[Exception] = []
         self.payloads = itertools.count(1)
         self.host, self.port = "", 0
-        self.life = 0
-        """Changes when a process is to die, and again when it is dead: calls in one life reach one process."""
         self.over = False
         self._up = False
         self._news = threading.Condition()
@@ -87,11 +85,6 @@ class Scene:
     def goes_down(self) -> None:
         with self._news:
             self._up = False
-            self.life += 1
-
-    def is_down(self) -> None:
-        with self._news:
-            self.life += 1
 
     def end(self) -> None:
         """Have the clients stop after what they are doing."""
@@ -157,7 +150,6 @@ class Client:
         self._chance = random.Random(f"{seed}/{name}")  # noqa: S311 - a seed has to repeat it
         self._keys = (f"{name}-{number}" for number in itertools.count())
         self._connection: http.client.HTTPConnection | None = None
-        self._life = 0
         self._idle = True
         """Whether there was no job when it last asked for one: then it makes some."""
         self._silent: list[Held] = []
@@ -198,13 +190,7 @@ class Client:
         count = 1 if self._chance.random() < 0.5 else self._chance.randint(2, 8)
         payloads = tuple(itertools.islice(self._scene.payloads, count))
         key = next(self._keys)
-        life = None
         for _ in range(TRIES_MAX):
-            # Keys are remembered for one life of the server: in another a repeat would be a second job.
-            self._connect()
-            if life not in {None, self._life}:
-                return
-            life = self._life
             call = self._enqueue(queue, payloads, key)
             if call.accepted and self._chance.random() < 0.9:
                 return
@@ -398,7 +384,7 @@ class Client:
                 assert time.monotonic() < deadline, "the server takes no connections"
                 threading.Event().wait(0.01)
             else:
-                self._connection, self._life = connection, self._scene.life
+                self._connection = connection
 
     def _ask(
         self, path: str, body: object = None, key: str | None = None, *, method: str = "POST", lose: bool = False

@@ -106,7 +106,6 @@ def kill(scene: Scene, server: Server, *, after_seconds: float) -> Crash:
     killed = time.monotonic()
     server.send_signal(signal.SIGKILL)
     assert server.wait(seconds=ANSWER_SECONDS) == -signal.SIGKILL, "it had ended by itself"
-    scene.is_down()
     return Crash(killed=killed, dead=time.monotonic())
 
 
