@@ -144,8 +144,10 @@ class Held(NamedTuple):
 class Client:
     """One client. What it asks is recorded in the scene; what it cannot explain ends the run."""
 
-    def __init__(self, scene: Scene, name: str, seed: int) -> None:
+    def __init__(self, scene: Scene, name: str, seed: int, *, hang_ups: float = 0.0) -> None:
+        """`hang_ups` is the share of its requests of which it does not read the answer."""
         self.name = name
+        self._hang_ups = hang_ups
         self._scene = scene
         self._chance = random.Random(f"{seed}/{name}")  # noqa: S311 - a seed has to repeat it
         self._keys = (f"{name}-{number}" for number in itertools.count())
@@ -217,7 +219,7 @@ class Client:
             lease_seconds=lease_seconds,
             key=key,
         )
-        call = ask(lose=self._chance.random() < 0.04)
+        call = ask()
         for _ in range(TRIES_MAX):
             if call.returned is not None or key is None:
                 break  # without a key it would be another request
@@ -257,11 +259,10 @@ class Client:
         wait_seconds: float,
         lease_seconds: float,
         key: str | None = None,
-        lose: bool = False,
     ) -> Dequeue:
-        """One try of a dequeue; `lose` hangs up before the answer."""
+        """One try of a dequeue."""
         body = {"count": count, "wait_seconds": wait_seconds, "lease_seconds": lease_seconds, "consumer": self.name}
-        asked = self._ask(f"/v1/queues/{queue}/dequeue", body, key, lose=lose)
+        asked = self._ask(f"/v1/queues/{queue}/dequeue", body, key)
         jobs = tuple(
             Handed(
                 id=job["id"],
@@ -386,16 +387,14 @@ class Client:
             else:
                 self._connection = connection
 
-    def _ask(
-        self, path: str, body: object = None, key: str | None = None, *, method: str = "POST", lose: bool = False
-    ) -> Asked:
+    def _ask(self, path: str, body: object = None, key: str | None = None, *, method: str = "POST") -> Asked:
         self._connect()
         assert self._connection is not None
         headers = {} if key is None else {"Idempotency-Key": key}
         called = time.monotonic()
         try:
             self._connection.request(method, path, None if body is None else json.dumps(body), headers)
-            if lose:
+            if self._chance.random() < self._hang_ups:
                 self.hang_up()
                 return Asked(called)
             response = self._connection.getresponse()

@@ -26,8 +26,9 @@ pytestmark = pytest.mark.process
 KEPT = ROOT / ".cache/crashes"
 KILLS = int(os.environ.get("CRASH_KILLS", "20"))
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
-CLIENTS = 4
-OPERATIONS_BETWEEN_KILLS = (50, 400)
+CLIENTS = 8
+HANG_UPS = 0.02
+OPERATIONS_BETWEEN_KILLS = (100, 500)
 RECOVERIES_KILLED = 0.15
 """The share of kills that strike while the server recovers from the one before."""
 RECOVERY_SECONDS = 0.8
@@ -46,7 +47,8 @@ def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
     chance = random.Random(seed)  # noqa: S311 - a seed has to repeat it
     scene = Scene()
     threads = [
-        threading.Thread(target=Client(scene, f"client{number}", seed).run, daemon=True) for number in range(CLIENTS)
+        threading.Thread(target=Client(scene, f"client{number}", seed, hang_ups=HANG_UPS).run, daemon=True)
+        for number in range(CLIENTS)
     ]
     unrecovered: list[Crash] = []
     try:
