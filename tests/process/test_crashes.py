@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("CRASH_KILLS", "20"))
 SEED = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10**6))
 CLIENTS = 8
 HANG_UPS = 0.02
-OPERATIONS_BETWEEN_KILLS = (100, 500)
+OPERATIONS_BETWEEN_KILLS = (100, 400)
 RECOVERIES_KILLED = 0.15
 """The share of kills that strike while the server recovers from the one before."""
 RECOVERY_SECONDS = 0.8
@@ -71,6 +71,9 @@ def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
                     unrecovered.append(kill(scene, server, after_seconds=chance.uniform(0, ANSWERS_SECONDS)))
                 else:
                     finish(scene, seed, threads)
+    except BaseException:
+        print(f"seed {seed}: ended before its time; what was seen is in {keep(scene.events, seed=seed)}")
+        raise
     finally:
         scene.end()
         for thread in threads:
