@@ -103,11 +103,11 @@ class Read(Call, frozen=True, kw_only=True, tag="read"):
 
 
 class Crash(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="crash"):
-    """A process was killed and was gone at `dead`; the next was ready at `ready`, unless it was killed before that."""
+    """A process was killed and was gone at `dead`; at `ready` the first one after it was that did not die before."""
 
     killed: float
     dead: float
-    ready: float | None = None
+    ready: float
 
 
 class Drained(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="drained"):

@@ -13,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from queue_actor.settings import SETTINGS
@@ -50,25 +49,23 @@ def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
         threading.Thread(target=Client(scene, f"client{number}", seed, hang_ups=HANG_UPS).run, daemon=True)
         for number in range(CLIENTS)
     ]
-    unrecovered: list[Crash] = []
+    deaths: list[tuple[float, float]] = []
     try:
         for life in range(kills + 1):
             with Server("--bind", f"127.0.0.1:{scene.port}", *flags(chance, data)) as server:
-                if unrecovered and life < kills and chance.random() < RECOVERIES_KILLED:
+                if deaths and life < kills and chance.random() < RECOVERIES_KILLED:
                     threading.Event().wait(chance.uniform(0, RECOVERY_SECONDS))
                 else:
                     wait_recovered(server)
-                    *during_recovery, last = [None, *unrecovered]
-                    if last is not None:
-                        ready = msgspec.structs.replace(last, ready=time.monotonic())
-                        scene.record(*filter(None, during_recovery), ready)
-                        unrecovered.clear()
+                    ready = time.monotonic()
+                    scene.record(*(Crash(killed=killed, dead=dead, ready=ready) for killed, dead in deaths))
+                    deaths.clear()
                     scene.comes_up(server)
                     if life == 0:
                         begin(scene, seed, threads)
                     scene.wait_for_more(chance.randint(*OPERATIONS_BETWEEN_KILLS))
                 if life < kills:
-                    unrecovered.append(kill(scene, server, after_seconds=chance.uniform(0, ANSWERS_SECONDS)))
+                    deaths.append(kill(scene, server, after_seconds=chance.uniform(0, ANSWERS_SECONDS)))
                 else:
                     finish(scene, seed, threads)
     except BaseException:
@@ -82,11 +79,15 @@ def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
     return scene.events
 
 
-def flags(chance: random.Random, data: Path | None) -> tuple[str, ...]:
-    """Short sweeps, so that short leases are short; and on disk each life may be durable in another way."""
-    durability = chance.choice(("full", "normal"))
-    on_disk = () if data is None else ("--data", str(data), "--durability", durability)
-    return ("--sweep-seconds", "0.05", *on_disk)
+def flags(chance: random.Random, data: Path | None) -> list[str]:
+    """Short sweeps, so that short leases are short. On disk each life keeps its jobs in another way."""
+    chosen = {
+        "--durability": chance.choice(("full", "normal")),
+        "--recent-jobs": chance.choice((10, 10_000)),
+        "--retention-seconds": chance.choice((3, 3_600)),
+    }
+    on_disk = {} if data is None else {"--data": data, **chosen}
+    return [str(part) for flag in {"--sweep-seconds": 0.05, **on_disk}.items() for part in flag]
 
 
 def wait_recovered(server: Server) -> None:
@@ -104,14 +105,14 @@ def begin(scene: Scene, seed: int, threads: list[threading.Thread]) -> None:
         thread.start()
 
 
-def kill(scene: Scene, server: Server, *, after_seconds: float) -> Crash:
-    """Kill it, some moments after an answer rather than with it."""
+def kill(scene: Scene, server: Server, *, after_seconds: float) -> tuple[float, float]:
+    """Kill it, some moments after an answer rather than with it; when it was killed, and when it was gone."""
     scene.goes_down()
     threading.Event().wait(after_seconds)
     killed = time.monotonic()
     server.send_signal(signal.SIGKILL)
     assert server.wait(seconds=ANSWER_SECONDS) == -signal.SIGKILL, "it had ended by itself"
-    return Crash(killed=killed, dead=time.monotonic())
+    return killed, time.monotonic()
 
 
 def finish(scene: Scene, seed: int, threads: list[threading.Thread]) -> None:
