@@ -21,9 +21,9 @@ Everything here is pure; `Crash` and `Drained` belong to all queues, everything 
 """
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -209,25 +209,25 @@ class Lease:
         """Whether a job in the answer to a dequeue is this very lease, told again."""
         return key is not None and (key, handed.id, handed.token) == (self.key, self.id, self.token)
 
-    def ends(self, crashes: Iterable[Crash], *, before: float = float("inf")) -> float:
-        """The first moment at which it can have run out, by what happened before a moment."""
-        happened: list[tuple[float, Claim | Crash]] = [
-            *((claim.called, claim) for claim in self.claims if claim.verb == "extend" and claim.possible),
-            *((crash.killed, crash) for crash in crashes),
-        ]
+    def ends(self, crashes: Sequence[Crash], *, before: float = float("inf")) -> float:
+        """The first moment at which it can have run out, by what happened before a moment; `crashes` are in order."""
+        extends = deque(claim for claim in self.claims if claim.verb == "extend" and claim.possible)
         ends, seconds = self.called + self.seconds, self.seconds
-        for moment, event in sorted(happened, key=lambda pair: pair[0]):
-            if moment >= before:
+        after = bisect_left(crashes, self.called, key=lambda crash: crash.dead)
+        for crash in chain(islice(crashes, after, None), [None]):
+            until = before if crash is None else min(crash.killed, before)
+            while extends and extends[0].called < until:
+                extend = extends.popleft()
+                if extend.accepted:
+                    ends, seconds = extend.called + extend.lease_seconds, extend.lease_seconds
+                else:
+                    ends = min(ends, extend.called + extend.lease_seconds)
+                    seconds = min(seconds, extend.lease_seconds)
+            if crash is None or crash.killed >= before or (crash.dead >= ends and not extends):
                 break
-            if isinstance(event, Crash):
+            if crash.dead < ends:
                 # It was alive when the process died, so the next process has begun it again.
-                if event.dead < ends:
-                    ends = max(ends, event.dead + seconds)
-            elif event.accepted:
-                ends, seconds = moment + event.lease_seconds, event.lease_seconds
-            else:
-                ends = min(ends, moment + event.lease_seconds)
-                seconds = min(seconds, event.lease_seconds)
+                ends = max(ends, crash.dead + seconds)
         return ends
 
     def given_back(self) -> float:
@@ -284,7 +284,7 @@ class Queue:
                     self.concludes.setdefault(claim.id, (claim, claimed))
             elif claim.accepted:
                 self.forged.append(claim)
-        self._lost_answers = [dequeue for dequeue in self.dequeues if dequeue.returned is None]
+        self._lost_answers = [self._lost_answer(dequeue) for dequeue in self.dequeues if dequeue.returned is None]
 
     def _leases(self) -> dict[int, list[Lease]]:
         """The leases of each job in the order of their fences; a repeated answer is not a second lease."""
@@ -441,14 +441,16 @@ class Queue:
     def _explaining(self, earlier: Lease | None, later: Lease) -> int:
         """How many dequeues without an answer can have held the job between two that were answered."""
         begin = earlier.called if earlier else 0.0
-        return sum(
-            lost.called + lost.lease_seconds <= later.returned and self._last_effect(lost) >= begin
-            for lost in self._lost_answers
-        )
+        return sum(ends <= later.returned and latest >= begin for ends, latest in self._lost_answers)
 
-    def _last_effect(self, call: Call) -> float:
-        """The last moment at which an open call can still be carried out: nothing survives its process."""
-        return next((crash.dead for crash in self.crashes if crash.dead >= call.called), float("inf"))
+    def _lost_answer(self, call: Dequeue) -> tuple[float, float]:
+        """The first end of a lease that a dequeue without an answer may have given, and its last begin.
+
+        Nothing survives the process that it was sent to.
+        """
+        after = bisect_left(self.crashes, call.called, key=lambda crash: crash.dead)
+        latest = self.crashes[after].dead if after < len(self.crashes) else float("inf")
+        return call.called + call.lease_seconds, latest
 
     def _late(self, lease: Lease, leases: list[Lease]) -> Iterator[Violation]:
         """Whoever comes after the end of its lease is told so, but for repeats of what ended it."""

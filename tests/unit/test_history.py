@@ -1,11 +1,13 @@
 """The checker of histories: what it must accept, and one defect after the other that it must not."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import pytest
 
+from tests.process import recheck
 from tests.process.history import (
     Claim,
     Crash,
@@ -354,6 +356,16 @@ def test_a_history_is_kept_as_lines() -> None:
 
     assert len(lines.splitlines()) == len(history)
     assert from_lines(lines) == history
+
+
+def test_a_kept_history_is_checked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good.ndjson", tmp_path / "bad.ndjson"
+    good.write_bytes(to_lines(with_more()))
+    bad.write_bytes(to_lines(doctored(drop=["conclude 4"])))
+
+    assert recheck.main([str(good)]) == 0
+    assert recheck.main([str(good), str(bad)]) == 1
+    assert "lost: job 4, payload 4, was acknowledged at 0.400" in capsys.readouterr().out
 
 
 def test_the_figures_of_a_history_say_how_often_jobs_were_handed_out_and_why() -> None:
