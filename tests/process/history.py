@@ -213,16 +213,19 @@ class Lease:
         """The first moment at which it can have run out, by what happened before a moment; `crashes` are in order."""
         extends = deque(claim for claim in self.claims if claim.verb == "extend" and claim.possible)
         ends, seconds = self.called + self.seconds, self.seconds
+        shortest = float("inf")  # of those that are open, and may yet come after any other
         after = bisect_left(crashes, self.called, key=lambda crash: crash.dead)
         for crash in chain(islice(crashes, after, None), [None]):
             until = before if crash is None else min(crash.killed, before)
             while extends and extends[0].called < until:
                 extend = extends.popleft()
                 if extend.accepted:
-                    ends, seconds = extend.called + extend.lease_seconds, extend.lease_seconds
+                    seconds = min(extend.lease_seconds, shortest)
+                    ends = extend.called + seconds
                 else:
-                    ends = min(ends, extend.called + extend.lease_seconds)
-                    seconds = min(seconds, extend.lease_seconds)
+                    shortest = min(shortest, extend.lease_seconds)
+                    seconds = min(seconds, shortest)
+                    ends = min(ends, extend.called + shortest)
             if crash is None or crash.killed >= before or (crash.dead >= ends and not extends):
                 break
             if crash.dead < ends:

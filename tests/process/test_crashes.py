@@ -37,7 +37,10 @@ ANSWERS_SECONDS = 0.02
 SHOWN_VIOLATIONS = 20
 
 awaits_durable_storage = pytest.mark.xfail(
-    all(setting.name != "data" for setting in SETTINGS), reason="the server has no data directory yet", strict=True
+    all(setting.name != "data" for setting in SETTINGS),
+    raises=AssertionError,
+    reason="the server has no data directory yet",
+    strict=True,
 )
 
 

@@ -138,6 +138,11 @@ ACCEPTED: dict[str, list[Event]] = {
         drop=["dequeue 3 again", "conclude 3, late", "conclude 3"],
     ),
     "an extend without an answer that was not carried out": with_more(claim("extend", 3, 105, 3.9, None)),
+    "an extend without an answer that was carried out after a longer one": of_one_job(
+        claim("extend", 1, 101, 1.2, None, lease_seconds=0.5),
+        claim("extend", 1, 101, 1.3, 1.4, lease_seconds=3.0),
+        again(2.0, 2.1),
+    ),
     "a late conclude that came before the sweep": with_more(
         claim("conclude", 3, 105, 4.9, 5.0), drop=["dequeue 3 again", "conclude 3, late", "conclude 3"]
     ),
