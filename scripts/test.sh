@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Proves the project: scripts/test.sh [--all | --model N | --power N] [pytest arguments]
+# Proves the project: scripts/test.sh [--all | --model N | --power N | --crashes N [--seed S]] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
 #   --model N   N examples of the state machine beside its naive model, and nothing else
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
+#   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 # With pytest arguments only what they select runs, and no coverage is asked for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,6 +26,17 @@ if [ "${1:-}" = --power ]; then
     export POWER_CUTS=${2:?"--power needs a number of power cuts"}
     shift 2
     set -- tests/simulation/test_disk.py tests/simulation/test_power_cuts.py "$@"
+fi
+if [ "${1:-}" = --crashes ]; then
+    export CRASH_KILLS=${2:?"--crashes needs a number of kills"}
+    shift 2
+    if [ "${1:-}" = --seed ]; then
+        export CRASH_SEED=${2:?"--seed needs a number"}
+        shift 2
+    fi
+    marker="slow or not slow"
+    # Its figures are what it is run for: they are shown when it passes, too.
+    set -- tests/process/test_crashes.py -k again_and_again --capture=no "$@"
 fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"
