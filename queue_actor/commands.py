@@ -53,7 +53,7 @@ class IdempotencyKey(msgspec.Struct, frozen=True):
 # --- enqueue
 
 
-class NewJob(msgspec.Struct, frozen=True):
+class NewJob(msgspec.Struct, frozen=True, gc=False):
     """A job as its producer describes it. `delay_seconds` and `not_before` exclude each other."""
 
     type: str
@@ -95,7 +95,7 @@ class Enqueue(Command[Enqueued], frozen=True):
 # --- dequeue
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A job handed out, with the secret that proves it."""
 
     job: Job
@@ -136,7 +136,7 @@ class Dequeue(Command[Dequeued], frozen=True):
 # --- the holder's verbs
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """A job, and what its caller shows to prove that he holds its lease.
 
     A token, if shown, alone decides. Without one the consumer's name must be the one the job was dequeued under, and
@@ -149,13 +149,13 @@ class Claim(msgspec.Struct, frozen=True):
     consumer: str | None = None
 
 
-class ConcludeClaim(Claim, frozen=True):
+class ConcludeClaim(Claim, frozen=True, gc=False):
     """A claim, and what came of the work: a JSON text."""
 
     result: bytes | None = None
 
 
-class FailClaim(Claim, frozen=True):
+class FailClaim(Claim, frozen=True, gc=False):
     """A claim, what went wrong, and whether it is of use to try again."""
 
     error: JobError | None = None
@@ -163,14 +163,14 @@ class FailClaim(Claim, frozen=True):
     retry_after_seconds: float | None = None  # None: by the retry policy
 
 
-class ExtendClaim(Claim, frozen=True):
+class ExtendClaim(Claim, frozen=True, gc=False):
     """A claim, the length of the lease from now on (None for its former length), and how far the work is."""
 
     lease_seconds: float | None = None
     progress: bytes | None = None  # a JSON text; None leaves the former
 
 
-class ReleaseClaim(Claim, frozen=True):
+class ReleaseClaim(Claim, frozen=True, gc=False):
     """A claim, and how long the job shall wait before it is handed out again."""
 
     delay_seconds: float = 0.0

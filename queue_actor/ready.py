@@ -167,10 +167,14 @@ class ReadyArray:
 
     def _first_slot(self) -> int | None:
         """The slot of the first job; the head passes the tombstones before it."""
-        self._head = self._pass_tombstones(self._head, self._write)
         if self._head < self._write:
-            return self._head
-        self._read = self._pass_tombstones(self._read, self._tail)
+            self._head = self._pass_tombstones(self._head, self._write)
+            if self._head < self._write:
+                return self._head
+        if self._read == self._tail:
+            return None
+        if self._ids[self._read] == TOMBSTONE:
+            self._read = self._pass_tombstones(self._read, self._tail)
         return self._read if self._read < self._tail else None
 
     def _pass_tombstones(self, start: int, end: int) -> int:

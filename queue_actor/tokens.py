@@ -29,6 +29,10 @@ class Tokens:
         keyed.update(f"{queue}/{id_}/{fence}".encode())
         return f"{fence:014x}{keyed.hexdigest()}"
 
+    def proves(self, token: str, queue: str, id_: int, fence: int) -> bool:
+        """Whether a text is the token of this lease."""
+        return token.isascii() and compare_digest(self.issue(queue, id_, fence), token)
+
     def fence(self, queue: str, id_: int, token: str) -> int | None:
         """The fence that a token proves for this job; None for any text that is not such a token."""
         if len(token) != _TOKEN_CHARACTERS or not token.isascii():
