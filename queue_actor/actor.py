@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
+from queue_actor.commands import Command, Dequeue, R, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
@@ -18,7 +18,7 @@ from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
 from queue_actor.sweeper import Sweeper
-from queue_actor.waiters import Waiters
+from queue_actor.waiters import PARKABLE, Waiters
 
 BATCH_JOBS_MAX = 2_000
 """Changed jobs after which a batch is closed, so that one commit stays short."""
@@ -49,7 +49,7 @@ class ActorEngine:
     async def execute(self, command: Command[R]) -> R:
         """Send a command to the actor and wait for its reply; see `Engine.execute`."""
         request = Request(command)
-        if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0:
+        if isinstance(command, PARKABLE) and command.wait_seconds > 0:
             return await self._wait(request)
         self._submit(request)
         return await request.answered()

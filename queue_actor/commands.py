@@ -149,13 +149,13 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     consumer: str | None = None
 
 
-class ConcludeClaim(Claim, frozen=True, gc=False):
+class ConcludeClaim(Claim, frozen=True):
     """A claim, and what came of the work: a JSON text."""
 
     result: bytes | None = None
 
 
-class FailClaim(Claim, frozen=True, gc=False):
+class FailClaim(Claim, frozen=True):
     """A claim, what went wrong, and whether it is of use to try again."""
 
     error: JobError | None = None
@@ -163,14 +163,14 @@ class FailClaim(Claim, frozen=True, gc=False):
     retry_after_seconds: float | None = None  # None: by the retry policy
 
 
-class ExtendClaim(Claim, frozen=True, gc=False):
+class ExtendClaim(Claim, frozen=True):
     """A claim, the length of the lease from now on (None for its former length), and how far the work is."""
 
     lease_seconds: float | None = None
     progress: bytes | None = None  # a JSON text; None leaves the former
 
 
-class ReleaseClaim(Claim, frozen=True, gc=False):
+class ReleaseClaim(Claim, frozen=True):
     """A claim, and how long the job shall wait before it is handed out again."""
 
     delay_seconds: float = 0.0

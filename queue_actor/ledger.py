@@ -9,6 +9,7 @@ The verbs of every job's life, `create`, `lease` and `conclude`, name what they 
 """
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -135,16 +136,13 @@ class Ledger:
 
     def next_due_seconds(self, now: Now) -> float | None:
         """How long until a lease ends, or a planned job is due, or a ttl ends; None if there is nothing of these."""
-        seconds = [
-            deadline - clock
-            for deadline, clock in (
-                (self.leases.next(), now.monotonic),
-                (self.planned.next(), now.wall),
-                (self.expiries.next(), now.wall),
-            )
-            if deadline is not None
-        ]
-        return max(0.0, min(seconds)) if seconds else None
+        lease, planned, expiry = self.leases.next(), self.planned.next(), self.expiries.next()
+        seconds = inf if lease is None else lease - now.monotonic
+        if planned is not None:
+            seconds = min(seconds, planned - now.wall)
+        if expiry is not None:
+            seconds = min(seconds, expiry - now.wall)
+        return None if seconds == inf else max(0.0, seconds)
 
     def open_queue(self, name: str, now: Now) -> Queue:
         """The queue of this name, made if it does not exist; whether it may be was checked before."""

@@ -380,7 +380,7 @@ class StateMachine:
                     self._ledger.offer(queue)
                     break
                 continue
-            if not basket.takes(size(job.payload)):
+            if not basket.takes(job.payload):
                 break
             ready.popleft(oldest=oldest)
             basket.leases.append(self._lease(queue, job, command, now))
@@ -669,9 +669,10 @@ class _Basket:
         self.leases: list[Lease] = []
         self.room = room
 
-    def takes(self, size: int) -> bool:
-        """Whether another payload of this size has room. The first always has."""
-        self.room -= size
+    def takes(self, payload: bytes | None) -> bool:
+        """Whether another payload has room. The first always has."""
+        if payload is not None:
+            self.room -= len(payload)
         return self.room >= 0 or not self.leases
 
 
