@@ -134,7 +134,7 @@ class ActorEngine:
 
     def _apply(self, request: Request[Any], now: Now) -> None:
         """Apply one request, or park it."""
-        if self._waiters and isinstance(request.command, Dequeue) and not self._draining:
+        if isinstance(request.command, Dequeue) and self._waiters and not self._draining:
             # Those who wait already come before the one who has just arrived.
             self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
         reply: Any
