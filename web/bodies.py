@@ -4,6 +4,7 @@ Unknown keys are refused: a misspelt `delay_second` must not run at once. Bounds
 body becomes a command. A problem names the field; whoever took the body out of another one adds where it stood.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -247,13 +248,14 @@ class ClaimBody(Body, frozen=True, kw_only=True):
         if id_ is not None and self.id is not None and self.id != id_:
             raise Problem("invalid", "the path names another job", field="id")
 
+    # Only the type checker holds classes to it: msgspec's metaclass is none of ABCMeta's.
+    @abstractmethod
     def claim(self, queue: str, id_: int, settings: Settings) -> Claim:
         """What it is in the core's words.
 
         Raises:
             Problem: A bound that is a setting is exceeded.
         """
-        raise NotImplementedError
 
 
 class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
