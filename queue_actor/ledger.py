@@ -5,7 +5,7 @@ the job's version, the counts, the structures a job waits in, the deadlines, the
 that leave it consistent; they decide nothing, and refuse nothing but what would be a bug.
 
 The verbs of every job's life, `create`, `lease` and `conclude`, name what they change, one by one: handing it on as
-`**facts`, as the others do, costs a microsecond a job.
+`**facts`, as the others do, would cost each job two microseconds.
 """
 
 from collections.abc import Iterable, Sequence
