@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
+from queue_actor.commands import Command, Dequeue, R, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
@@ -18,7 +18,7 @@ from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
 from queue_actor.sweeper import Sweeper
-from queue_actor.waiters import Waiters
+from queue_actor.waiters import PARKABLE, Waiters
 
 BATCH_JOBS_MAX = 2_000
 """Changed jobs after which a batch is closed, so that one commit stays short."""
@@ -52,7 +52,7 @@ class ActorEngine:
     async def execute(self, command: Command[R]) -> R:
         """Send a command to the actor and wait for its reply; see `Engine.execute`."""
         request = Request(command)
-        if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0:
+        if isinstance(command, PARKABLE) and command.wait_seconds > 0:
             return await self._wait(request)
         self._submit(request)
         return await request.answered()
@@ -141,7 +141,7 @@ class ActorEngine:
 
     def _apply(self, request: Request[Any], now: Now) -> None:
         """Apply one request, or park it."""
-        if self._waiters and isinstance(request.command, Dequeue) and not self._draining:
+        if isinstance(request.command, Dequeue) and self._waiters and not self._draining:
             # Those who wait already come before the one who has just arrived.
             self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
         reply: Any

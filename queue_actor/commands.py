@@ -53,7 +53,7 @@ class IdempotencyKey(msgspec.Struct, frozen=True):
 # --- enqueue
 
 
-class NewJob(msgspec.Struct, frozen=True):
+class NewJob(msgspec.Struct, frozen=True, gc=False):
     """A job as its producer describes it. `delay_seconds` and `not_before` exclude each other."""
 
     type: str
@@ -95,7 +95,7 @@ class Enqueue(Command[Enqueued], frozen=True):
 # --- dequeue
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A job handed out, with the secret that proves it."""
 
     job: Job
@@ -136,7 +136,7 @@ class Dequeue(Command[Dequeued], frozen=True):
 # --- the holder's verbs
 
 
-class Claim(msgspec.Struct, frozen=True):
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """A job, and what its caller shows to prove that he holds its lease.
 
     A token, if shown, alone decides. Without one the consumer's name must be the one the job was dequeued under, and

@@ -58,6 +58,8 @@ class Deadlines(Generic[K]):
 
     def next(self) -> float | None:
         """The earliest deadline, or None."""
+        if not self._live:
+            return None  # entries there may be, all of them dead
         deadline: float | None = None
         for heap in (self._heap, self._old):
             while heap and self._live.get(heap[0][1]) is not heap[0]:

@@ -106,6 +106,7 @@ class DurableEngine:
         if not await self._store.recover(restore) or self._closed:
             return
         machine.start_leases(self._clock())
+        await self._store.commit(machine.take_changes())  # so that readers are told when they end
         engine = self._engine = self._make(machine)
         if self._draining:
             engine.drain()

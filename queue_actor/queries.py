@@ -40,18 +40,21 @@ def growth(queue: Queue | None, new: Sequence[NewJob]) -> tuple[int, int]:
     held: dict[str, int | None] = {}  # unique key -> bytes that may be replaced; None: the job no longer waits
     for one in new:
         key, added = one.options.unique_key, 0 if one.payload is None else len(one.payload)
-        if key is not None and key not in held and queue is not None and key in queue.unique:
+        if key is None:
+            jobs += 1
+            payload_bytes += added
+            continue
+        if key not in held and queue is not None and key in queue.unique:
             job = queue.jobs[queue.unique[key]]
             held[key] = len(job.payload or b"") if job.state in WAITING else None
-        if key is None or key not in held:
+        if key not in held:
             jobs += 1
             payload_bytes += added
         elif one.on_existing is OnExisting.REPLACE and (there := held[key]) is not None:
             payload_bytes += added - there
         else:
             continue
-        if key is not None:
-            held[key] = added
+        held[key] = added
     return jobs, payload_bytes
 
 

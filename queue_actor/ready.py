@@ -63,13 +63,13 @@ class ReadyArray:
         self._ids = array("q", bytes(8 * initial))
         self._places = array("q", bytes(8 * initial))
         self._head = self._write = self._read = self._tail = 0
-        self._live = 0
+        self.live = 0  # jobs in it
         self._tombstones: SortedList[int] = SortedList()  # their places
         self._passed = 0  # tombstones that the head has passed: the first of the list, dropped by `tidy`
         self._compactions = 0
 
     def __len__(self) -> int:
-        return self._live
+        return self.live
 
     @property
     def compacting(self) -> bool:
@@ -81,7 +81,7 @@ class ReadyArray:
         return ArrayStatistics(
             capacity=len(self._ids),
             used=self._tail,
-            live=self._live,
+            live=self.live,
             tombstones=self._buried,
             compactions=self._compactions,
         )
@@ -94,7 +94,7 @@ class ReadyArray:
         self._ids[tail] = id_
         self._places[tail] = place
         self._tail = tail + 1
-        self._live += 1
+        self.live += 1
 
     def first(self) -> int | None:
         """The lowest place, or None if the array is empty."""
@@ -116,7 +116,7 @@ class ReadyArray:
         if slot is None:
             raise IndexError("the ready array is empty")
         id_ = self._ids[slot]
-        self._live -= 1
+        self.live -= 1
         if slot < self._write:
             self._head = slot + 1
         else:
@@ -133,7 +133,7 @@ class ReadyArray:
         if slot is None or self._ids[slot] == TOMBSTONE:
             raise KeyError(place)
         self._ids[slot] = TOMBSTONE
-        self._live -= 1
+        self.live -= 1
         self._tombstones.add(place)
 
     def rank(self, place: int) -> int:
@@ -167,10 +167,14 @@ class ReadyArray:
 
     def _first_slot(self) -> int | None:
         """The slot of the first job; the head passes the tombstones before it."""
-        self._head = self._pass_tombstones(self._head, self._write)
         if self._head < self._write:
-            return self._head
-        self._read = self._pass_tombstones(self._read, self._tail)
+            self._head = self._pass_tombstones(self._head, self._write)
+            if self._head < self._write:
+                return self._head
+        if self._read == self._tail:
+            return None
+        if self._ids[self._read] == TOMBSTONE:
+            self._read = self._pass_tombstones(self._read, self._tail)
         return self._read if self._read < self._tail else None
 
     def _pass_tombstones(self, start: int, end: int) -> int:
@@ -227,9 +231,10 @@ class ReadyArray:
 class _Band:
     """The jobs of one priority: the array, and those that came back."""
 
-    __slots__ = ("array", "returned")
+    __slots__ = ("array", "priority", "returned")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, priority: int, settings: Settings) -> None:
+        self.priority = priority
         self.array = ReadyArray(
             initial=settings.ready_initial,
             growth=settings.ready_growth,
@@ -274,7 +279,7 @@ class Ready:
         """The id of the job that `popleft` would give, or None. `oldest` disregards priorities."""
         if not self._count:
             return None
-        band = self._bands[self._oldest_priority() if oldest else self._first_priority()]
+        band = self._oldest_band() if oldest else self._first_band()
         if self._returned_goes_first(band):
             id_: int = band.returned.peekitem(0)[1]
             return id_
@@ -284,11 +289,10 @@ class Ready:
         """Take the first job out and return its id, or None. `oldest` disregards priorities."""
         if not self._count:
             return None
-        priority = self._oldest_priority() if oldest else self._first_priority()
-        band = self._bands[priority]
+        band = self._oldest_band() if oldest else self._first_band()
         id_: int = band.returned.popitem(0)[1] if self._returned_goes_first(band) else band.array.popleft()
         self._count -= 1
-        self._lost[priority] = self._lost.get(priority, 0) + 1
+        self._lost[band.priority] = self._lost.get(band.priority, 0) + 1
         return id_
 
     def remove(self, priority: int, place: int) -> None:
@@ -333,19 +337,19 @@ class Ready:
     def _band(self, priority: int) -> _Band:
         band = self._bands.get(priority)
         if band is None:
-            band = self._bands[priority] = _Band(self._settings)
+            band = self._bands[priority] = _Band(priority, self._settings)
             insort(self._priorities, priority)
         return band
 
-    def _first_priority(self) -> int:
+    def _first_band(self) -> _Band:
         for priority in reversed(self._priorities):
             band = self._bands[priority]
-            if band.returned or len(band.array):
-                return priority
+            if band.returned or band.array.live:
+                return band
         raise AssertionError("the count of ready jobs is wrong")
 
-    def _oldest_priority(self) -> int:
-        return min((p for p in self._priorities if len(self._bands[p])), key=lambda p: self._bands[p].first_place())
+    def _oldest_band(self) -> _Band:
+        return min((band for band in self._bands.values() if len(band)), key=_Band.first_place)
 
     @staticmethod
     def _returned_goes_first(band: _Band) -> bool:

@@ -57,7 +57,4 @@ def _restore_job(ledger: Ledger, queue: Queue, job: Job, now: Now) -> None:
 def start_leases(ledger: Ledger, jobs: list[Job], now: Now) -> None:
     """Start the leases of jobs that were in progress, at full length."""
     for job in jobs:
-        ledger.leases.set((job.queue, job.id), now.monotonic + job.lease_seconds)
-        run_seconds = ledger.queues[job.queue].policy.run_seconds_max
-        if run_seconds is not None:
-            ledger.run_ends[job.queue, job.id] = now.monotonic + run_seconds
+        ledger.restart_lease(ledger.queues[job.queue], job, now)

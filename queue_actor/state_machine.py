@@ -7,7 +7,7 @@ changes, answering) is spelled out by the engine that owns it.
 
 Rules for editors:
 
-1. Whatever is decided about a job is decided here; whatever changes it goes through `Ledger.move`, which checks the
+1. Whatever is decided about a job is decided here; whatever changes it goes through the ledger, which checks the
    transition against `TRANSITIONS` and notes the change. The picture of the table heads queue_actor/README.md.
 2. Validate everything, then mutate: a refused command leaves the state exactly as it was.
 3. No clock, no randomness, no I/O. Time is an argument; so is the token secret, from which chance is drawn too.
@@ -100,7 +100,6 @@ from queue_actor.jobs import (
     Now,
     OnExisting,
     Outcome,
-    UniqueUntil,
 )
 from queue_actor.ledger import (
     CANCELLED,
@@ -264,11 +263,17 @@ class StateMachine:
             if answer is not None:
                 return answer
         self._check_plans(command, now)
-        self._check_room(command)
+        self.disk_room_bytes -= self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
         first = queue.next_id
-        self.disk_room_bytes -= sum(DISK_BYTES_PER_JOB + 2 * size(new.payload) for new in command.jobs)
-        reply = Enqueued([_answer(self._enqueue_one, queue, new, now) for new in command.jobs])
+        reply = Enqueued(
+            [
+                self._create(queue, new, now)
+                if new.options.unique_key is None
+                else _answer(self._enqueue_unique, queue, new.options.unique_key, new, now)
+                for new in command.jobs
+            ]
+        )
         queue.meters["enqueue"].add(now.monotonic, queue.next_id - first)
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
@@ -283,7 +288,8 @@ class StateMachine:
                     field=f"jobs[{n}].not_before",
                 )
 
-    def _check_room(self, command: Enqueue) -> None:
+    def _check_room(self, command: Enqueue) -> int:
+        """Refuse what has no room; how many bytes of the disk the rest takes."""
         settings = self._settings
         queue = self._queues.get(command.queue)
         if queue is None:
@@ -298,16 +304,19 @@ class StateMachine:
             raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
         if payload_bytes > 0 and self._ledger.kept_bytes + payload_bytes > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
-        if jobs and jobs * DISK_BYTES_PER_JOB + 2 * payload_bytes > self.disk_room_bytes:
+        disk_bytes = jobs * DISK_BYTES_PER_JOB + max(0, 2 * payload_bytes)
+        if disk_bytes > max(0, self.disk_room_bytes):
             raise DiskFull("the disk has no room for more jobs: less than disk_reserve_bytes would be left")
+        return disk_bytes
 
-    def _enqueue_one(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
-        key = new.options.unique_key
-        if key is not None:
-            holder = queue.unique.get(key)
-            if holder is not None:
-                return self._meet(queue, queue.jobs[holder], new, now)
-            queue.unique[key] = queue.next_id
+    def _enqueue_unique(self, queue: Queue, key: str, new: NewJob, now: Now) -> EnqueuedJob:
+        holder = queue.unique.get(key)
+        if holder is not None:
+            return self._meet(queue, queue.jobs[holder], new, now)
+        queue.unique[key] = queue.next_id
+        return self._create(queue, new, now)
+
+    def _create(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
         job = self._ledger.create(
             queue, new, now, not_before=_not_before(new, now), expires_at=_expires_at(queue, new, now)
         )
@@ -392,7 +401,7 @@ class StateMachine:
             queue.see(command.consumer, now.monotonic)
         if queue.paused:
             return
-        ready, policy = queue.ready, queue.policy
+        ready, policy, before = queue.ready, queue.policy, queue.dequeues
         looks = count + self._settings.sweep_slice  # expired jobs at the head are a bounded part of this command
         while count > 0:
             if policy.in_progress_max is not None and queue.counts[IN_PROGRESS] >= policy.in_progress_max:
@@ -409,11 +418,12 @@ class StateMachine:
                     self._ledger.offer(queue)
                     break
                 continue
-            if not basket.takes(size(job.payload)):
+            if not basket.takes(job.payload):
                 break
             ready.popleft(oldest=oldest)
             basket.leases.append(self._lease(queue, job, command, now))
             count -= 1
+        queue.meters["dequeue"].add(now.monotonic, queue.dequeues - before)
         ready.tidy()
 
     def _lease(self, queue: Queue, job: Job, command: Dequeue, now: Now) -> Lease:
@@ -424,32 +434,11 @@ class StateMachine:
         if policy.run_seconds_max is not None:
             seconds = min(seconds, policy.run_seconds_max)
             self._ledger.run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
-        if job.expires_at is not None:
-            self._ledger.expiries.clear((queue.name, job.id))
-        key_freed = job.options.unique_until is UniqueUntil.STARTED
-        if key_freed:
-            self._ledger.free_unique_key(queue, job)
         self._services += 1
         queue.served = self._services
         queue.dequeues += 1
-        fence = queue.next_fence
-        queue.next_fence = fence + 1
-        leased = self._ledger.move(
-            queue,
-            job,
-            "dequeue",
-            IN_PROGRESS,
-            now,
-            attempts=job.attempts + 1,
-            consumer=command.consumer,
-            fence=fence,
-            lease_seconds=seconds,
-            lease_expires_at=now.wall + seconds,
-            started_at=now.wall,
-            key_freed=key_freed,
-        )
-        self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
-        return Lease(leased, self._tokens.issue(queue.name, job.id, fence))
+        leased = self._ledger.lease(queue, job, command.consumer, seconds, now)
+        return Lease(leased, self._tokens.issue(queue.name, job.id, leased.fence))
 
     def _lease_again(self, name: str, id_: int, fence: int) -> Lease | None:
         """A lease that was given under an idempotency key, if it still holds."""
@@ -477,17 +466,7 @@ class StateMachine:
         queue, job, again = self._held(claim, Outcome.CONCLUDED)
         if again:
             return job
-        result = claim.result if isinstance(claim, ConcludeClaim) else None
-        self._ledger.kept_bytes += size(result)
-        return self._ledger.finish(
-            queue,
-            job,
-            "conclude",
-            CONCLUDED,
-            now,
-            result=result,
-            **self._ledger.end_attempt(queue, job, Outcome.CONCLUDED, now),
-        )
+        return self._ledger.conclude(queue, job, claim.result if isinstance(claim, ConcludeClaim) else None, now)
 
     def _fail_one(self, claim: FailClaim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.FAILED)
@@ -537,9 +516,9 @@ class StateMachine:
         """
         queue, job = queries.find_job(self._queues, claim.queue, claim.id)
         if claim.token is not None:
-            fence = self._tokens.fence(queue.name, job.id, claim.token)
-            if job.state is IN_PROGRESS and fence == job.fence:
+            if job.state is IN_PROGRESS and self._tokens.proves(claim.token, queue.name, job.id, job.fence):
                 return queue, job, False
+            fence = self._tokens.fence(queue.name, job.id, claim.token)
             if any(attempt.fence == fence and attempt.outcome is outcome for attempt in job.history):
                 return queue, job, True
             raise LeaseLost(f"the token shown does not hold job {job.id}", field="token")
@@ -725,9 +704,10 @@ class _Basket:
         self.leases: list[Lease] = []
         self.room = room
 
-    def takes(self, size: int) -> bool:
-        """Whether another payload of this size has room. The first always has."""
-        self.room -= size
+    def takes(self, payload: bytes | None) -> bool:
+        """Whether another payload has room. The first always has."""
+        if payload is not None:
+            self.room -= len(payload)
         return self.room >= 0 or not self.leases
 
 

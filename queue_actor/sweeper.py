@@ -1,12 +1,15 @@
 """The timer: sends a sweep when a deadline is reached, and at least once every `sweep_seconds`."""
 
+import logging
 from math import inf
 
 import trio
 
-from queue_actor.commands import Sweep
+from queue_actor.commands import Sweep, Swept
 from queue_actor.engine import Engine
 from queue_actor.errors import Unavailable
+
+logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS_MIN = 0.001
 """Shortest pause between two sweeps; deadlines that lie closer together share one."""
@@ -38,10 +41,17 @@ class Sweeper:
                 # unread in the kernel, go first.
                 await trio.sleep(self._sweep_seconds)
             try:
-                while (await engine.execute(Sweep())).more:
+                while (await self._sweep(engine)).more:
                     pass
             except Unavailable:
                 return  # the engine has ended, and says itself why
+
+    async def _sweep(self, engine: Engine) -> Swept:
+        swept = await engine.execute(Sweep())
+        if swept.dead_lost:
+            # A dead job waits for a person to look at it. The limit took these before their time.
+            logger.warning("dead_jobs_lost", extra={"facts": {"jobs": swept.dead_lost, "by": "dead_retention_jobs"}})
+        return swept
 
     async def _pause(self) -> float:
         """Sleep until the next sweep; return how much too late that was."""

@@ -11,8 +11,8 @@ SECRET_BYTES = 32
 HASH_BYTES = 16
 FENCE_MAX = 2**53 - 1  # the largest integer that JSON readers keep exact (RFC 8259, section 6)
 
-_FENCE_DIGITS = 14  # of FENCE_MAX in base 16
-_TOKEN_CHARACTERS = _FENCE_DIGITS + 2 * HASH_BYTES
+_FENCE_BYTES = 7  # of FENCE_MAX
+_TOKEN_CHARACTERS = 2 * (_FENCE_BYTES + HASH_BYTES)
 
 
 class Tokens:
@@ -27,14 +27,18 @@ class Tokens:
         """The token of one lease."""
         keyed = self._keyed.copy()
         keyed.update(f"{queue}/{id_}/{fence}".encode())
-        return f"{fence:014x}{keyed.hexdigest()}"
+        return (fence.to_bytes(_FENCE_BYTES, "big") + keyed.digest()).hex()
+
+    def proves(self, token: str, queue: str, id_: int, fence: int) -> bool:
+        """Whether a text is the token of this lease."""
+        return token.isascii() and compare_digest(self.issue(queue, id_, fence), token)
 
     def fence(self, queue: str, id_: int, token: str) -> int | None:
         """The fence that a token proves for this job; None for any text that is not such a token."""
         if len(token) != _TOKEN_CHARACTERS or not token.isascii():
             return None
         try:
-            fence = int(token[:_FENCE_DIGITS], 16)
+            fence = int.from_bytes(bytes.fromhex(token[: 2 * _FENCE_BYTES]), "big")
         except ValueError:
             return None
         return fence if compare_digest(self.issue(queue, id_, fence), token) else None

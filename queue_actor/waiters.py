@@ -4,13 +4,16 @@ The oldest dequeue is served first, and who has left is never leased to.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from queue_actor.commands import Dequeue, Dequeued, IdempotencyKey, R, ReadJob
 from queue_actor.engine import Request
 from queue_actor.errors import KeyReused, TooManyWaiters
 from queue_actor.jobs import FINISHED, Change, Job, Now
 from queue_actor.state_machine import StateMachine
+
+PARKABLE: Final = (Dequeue, ReadJob)
+"""The commands that may have to wait for their reply."""
 
 
 class _Parked:
@@ -57,10 +60,10 @@ class Waiters:
             QueueError: The refusal.
         """
         command = request.command
-        if isinstance(command, Dequeue):
+        if self._keyed and isinstance(command, Dequeue):
             self._check_key(command.key)
         reply = machine.apply(command, now)
-        if isinstance(command, Dequeue | ReadJob) and command.wait_seconds > 0 and may_park:
+        if isinstance(command, PARKABLE) and command.wait_seconds > 0 and may_park:
             if isinstance(reply, Dequeued) and not reply.leases and not reply.repeated:
                 self._park(request, command)  # type: ignore[arg-type] # R is Dequeued here
                 return None

@@ -1,9 +1,10 @@
 """What comes in over `/v1`: request bodies as strict structs, bounds and all, and what they are as commands.
 
 Unknown keys are refused: a misspelt `delay_second` must not run at once. Bounds that are settings are checked when a
-body becomes a command, with the path of the value in the problem.
+body becomes a command. A problem names the field; whoever took the body out of another one adds where it stood.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -62,7 +63,7 @@ from web.problems import Problem
 from web.schemas import Type, new_payload
 
 
-class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Body(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A request body."""
 
 
@@ -98,19 +99,19 @@ class NewJobBody(Body, frozen=True):
     meta: Annotated[dict[MetaKey, MetaText], Meta(max_length=META_PAIRS_MAX)] | None = None
     traceparent: Annotated[str, Meta(pattern=TRACEPARENT)] | None = None
 
-    def new_job(self, settings: Settings, path: str) -> NewJob:
+    def new_job(self, settings: Settings) -> NewJob:
         """The job in the core's words.
 
         Raises:
             Problem: A bound that is a setting is exceeded, or values exclude each other.
         """
         if self.delay_seconds is not None and self.not_before is not None:
-            raise Problem("invalid", "delay_seconds and not_before exclude each other", field=f"{path}not_before")
-        _check_delay(self.delay_seconds, settings, f"{path}delay_seconds")
-        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
+            raise Problem("invalid", "delay_seconds and not_before exclude each other", field="not_before")
+        _check_delay(self.delay_seconds, settings, "delay_seconds")
+        _check_lease(self.lease_seconds, settings, "lease_seconds")
         return NewJob(
             type=self.type,
-            payload=new_payload(self.payload, settings, field=f"{path}payload"),
+            payload=new_payload(self.payload, settings, field="payload"),
             priority=self.priority,
             delay_seconds=self.delay_seconds or 0.0,
             not_before=None if self.not_before is None else self.not_before.timestamp(),
@@ -120,7 +121,10 @@ class NewJobBody(Body, frozen=True):
         )
 
     def _options(self) -> JobOptions:
-        options = JobOptions(
+        # `unique_until` says nothing where there is no key.
+        if not any((self.max_attempts, self.retry, self.lease_seconds, self.unique_key, self.meta, self.traceparent)):
+            return NO_OPTIONS
+        return JobOptions(
             max_attempts=self.max_attempts,
             retry=None if self.retry is None else self.retry.retry(),
             lease_seconds=self.lease_seconds,
@@ -129,7 +133,6 @@ class NewJobBody(Body, frozen=True):
             meta=self.meta,
             traceparent=self.traceparent,
         )
-        return NO_OPTIONS if options == NO_OPTIONS else options
 
 
 class EnqueueBody(Body, frozen=True):
@@ -144,7 +147,13 @@ class EnqueueBody(Body, frozen=True):
             Problem: As `NewJobBody.new_job`, or there are more than `batch_jobs_max`.
         """
         check_batch(self.jobs, settings)
-        return [job.new_job(settings, f"jobs[{n}].") for n, job in enumerate(self.jobs)]
+        jobs = []
+        for n, job in enumerate(self.jobs):
+            try:
+                jobs.append(job.new_job(settings))
+            except Problem as problem:
+                raise problem.within(f"jobs[{n}]") from None
+        return jobs
 
 
 class DequeueBody(Body, frozen=True):
@@ -155,25 +164,21 @@ class DequeueBody(Body, frozen=True):
     lease_seconds: Lease | None = None
     consumer: Name | None = None
 
-    def dequeue(
-        self, queue: str | tuple[str, ...], settings: Settings, *, key: IdempotencyKey | None, path: str = ""
-    ) -> Dequeue:
+    def dequeue(self, queue: str | tuple[str, ...], settings: Settings, *, key: IdempotencyKey | None) -> Dequeue:
         """The command.
 
         Raises:
             Problem: A bound that is a setting is exceeded.
         """
         if self.count > settings.batch_jobs_max:
-            raise Problem(
-                "invalid", f"count is at most batch_jobs_max, {settings.batch_jobs_max}", field=f"{path}count"
-            )
+            raise Problem("invalid", f"count is at most batch_jobs_max, {settings.batch_jobs_max}", field="count")
         if self.wait_seconds > settings.wait_seconds_max:
             raise Problem(
                 "invalid",
                 f"wait_seconds is at most wait_seconds_max, {settings.wait_seconds_max:g}",
-                field=f"{path}wait_seconds",
+                field="wait_seconds",
             )
-        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
+        _check_lease(self.lease_seconds, settings, "lease_seconds")
         return Dequeue(
             queue, self.count, self.consumer, self.lease_seconds, self.wait_seconds, self.chosen_order(), key
         )
@@ -205,7 +210,7 @@ class DequeueNextBody(DequeueBody, frozen=True, kw_only=True):
     queues: QueueNames | None = None
     order: DequeueOrder = DequeueOrder.LISTED
 
-    def source(self, queue: str | None, path: str) -> str | tuple[str, ...]:
+    def source(self, queue: str | None) -> str | tuple[str, ...]:
         """The queue or queues in the core's words; the one of the request if none is named.
 
         Raises:
@@ -213,11 +218,11 @@ class DequeueNextBody(DequeueBody, frozen=True, kw_only=True):
         """
         if self.queues is not None:
             if self.queue is not None:
-                raise Problem("invalid", "queue and queues exclude each other", field=f"{path}queues")
+                raise Problem("invalid", "queue and queues exclude each other", field="queues")
             return _queues(self.queues)
         named = self.queue or queue
         if named is None:
-            raise Problem("invalid", "the queue to dequeue from is not named", field=f"{path}queue")
+            raise Problem("invalid", "the queue to dequeue from is not named", field="queue")
         return named
 
     def chosen_order(self) -> DequeueOrder:
@@ -232,24 +237,25 @@ class ClaimBody(Body, frozen=True, kw_only=True):
     id: Id | None = None
     token: Token | None = None
 
-    def check_path(self, queue: str, id_: int | None = None, path: str = "") -> None:
+    def check_path(self, queue: str, id_: int | None = None) -> None:
         """Refuse a body that names another job than the path of its request.
 
         Raises:
             Problem: It does.
         """
-        if self.queue not in {None, queue}:
-            raise Problem("invalid", "the path names another queue", field=f"{path}queue")
-        if id_ is not None and self.id not in {None, id_}:
-            raise Problem("invalid", "the path names another job", field=f"{path}id")
+        if self.queue is not None and self.queue != queue:
+            raise Problem("invalid", "the path names another queue", field="queue")
+        if id_ is not None and self.id is not None and self.id != id_:
+            raise Problem("invalid", "the path names another job", field="id")
 
-    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> Claim:
+    # Only the type checker holds classes to it: msgspec's metaclass is none of ABCMeta's.
+    @abstractmethod
+    def claim(self, queue: str, id_: int, settings: Settings) -> Claim:
         """What it is in the core's words.
 
         Raises:
             Problem: A bound that is a setting is exceeded.
         """
-        raise NotImplementedError
 
 
 class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
@@ -257,9 +263,9 @@ class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
 
     result: Content = Raw()
 
-    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ConcludeClaim:
+    def claim(self, queue: str, id_: int, settings: Settings) -> ConcludeClaim:
         """See `ClaimBody.claim`."""
-        result = new_payload(self.result, settings, field=f"{path}result")
+        result = new_payload(self.result, settings, field="result")
         return ConcludeClaim(queue, id_, self.token, None, result)
 
 
@@ -277,11 +283,11 @@ class FailBody(ClaimBody, frozen=True, kw_only=True):
     retry: bool = True
     retry_after_seconds: Delay | None = None
 
-    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> FailClaim:
+    def claim(self, queue: str, id_: int, settings: Settings) -> FailClaim:
         """See `ClaimBody.claim`."""
-        _check_delay(self.retry_after_seconds, settings, f"{path}retry_after_seconds")
+        _check_delay(self.retry_after_seconds, settings, "retry_after_seconds")
         if not self.retry and self.retry_after_seconds is not None:
-            raise Problem("invalid", "there is no retry to wait for", field=f"{path}retry_after_seconds")
+            raise Problem("invalid", "there is no retry to wait for", field="retry_after_seconds")
         error = None if self.error is None else JobError(self.error.type, self.error.message)
         return FailClaim(queue, id_, self.token, None, error, self.retry, self.retry_after_seconds)
 
@@ -292,10 +298,10 @@ class ExtendBody(ClaimBody, frozen=True, kw_only=True):
     lease_seconds: Lease | None = None
     progress: Content = Raw()
 
-    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ExtendClaim:
+    def claim(self, queue: str, id_: int, settings: Settings) -> ExtendClaim:
         """See `ClaimBody.claim`."""
-        _check_lease(self.lease_seconds, settings, f"{path}lease_seconds")
-        progress = new_payload(self.progress, settings, field=f"{path}progress")
+        _check_lease(self.lease_seconds, settings, "lease_seconds")
+        progress = new_payload(self.progress, settings, field="progress")
         return ExtendClaim(queue, id_, self.token, None, self.lease_seconds, progress)
 
 
@@ -317,9 +323,9 @@ class ReleaseBody(ClaimBody, frozen=True, kw_only=True):
         if getattr(self, "dequeue", None) is not None:
             raise Problem("invalid", "a dequeue goes with a job that is released by token", field="token")
 
-    def claim(self, queue: str, id_: int, settings: Settings, path: str) -> ReleaseClaim:
+    def claim(self, queue: str, id_: int, settings: Settings) -> ReleaseClaim:
         """See `ClaimBody.claim`."""
-        _check_delay(self.delay_seconds, settings, f"{path}delay_seconds")
+        _check_delay(self.delay_seconds, settings, "delay_seconds")
         return ReleaseClaim(queue, id_, self.token, None, self.delay_seconds)
 
 

@@ -121,9 +121,11 @@ class Holders:
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
         if wanted is None:
             return None
-        source = wanted.source(queue, "dequeue.")
         key = idempotency_key(request.headers, data, request.path)
-        return wanted.dequeue(source, self.settings, key=key, path="dequeue.")
+        try:
+            return wanted.dequeue(wanted.source(queue), self.settings, key=key)
+        except Problem as problem:
+            raise problem.within("dequeue") from None
 
     async def dequeue_next(self, ride: Dequeue | None) -> Dequeued | QueueError | None:
         """Carry out the dequeue that came with another verb.
@@ -144,15 +146,20 @@ class Holders:
         check_batch(bodies, self.settings)
         claims = []
         for n, body in enumerate(bodies):
-            path = f"jobs[{n}]."
-            if queue is not None:
-                body.check_path(queue, path=path)
-            named = queue or body.queue
-            for field, value in (("queue", named), ("id", body.id), ("token", body.token)):
-                if value is None:
-                    raise Problem("invalid", f"{field} is missing", field=f"{path}{field}")
-            claims.append(body.claim(named or "", body.id or 0, self.settings, path))
+            try:
+                claims.append(self._claim(body, queue))
+            except Problem as problem:
+                raise problem.within(f"jobs[{n}]") from None
         return claims
+
+    def _claim(self, body: ClaimBody, queue: str | None) -> Claim:
+        if queue is not None:
+            body.check_path(queue)
+        named = queue or body.queue
+        if named is None or body.id is None or body.token is None:
+            missing = "queue" if named is None else "id" if body.id is None else "token"
+            raise Problem("invalid", f"{missing} is missing", field=missing)
+        return body.claim(named, body.id, self.settings)
 
 
 def job_routes(engine: Engine, settings: Settings) -> Blueprint:
@@ -212,7 +219,7 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
             if verb != "release":
                 raise Problem("invalid", "token is missing", field="token")
             body.check_take_back()
-        claim, ride = body.claim(name, number, holders.settings, ""), holders.ride(body, data, name)
+        claim, ride = body.claim(name, number, holders.settings), holders.ride(body, data, name)
         if body.token is None:
             job = (await holders.engine.execute(TakeBack(name, [number]))).single()
             audit("release", queue=name, job=number)

@@ -105,6 +105,10 @@ class Problem(Exception):
         )
         self.body = msgspec.json.encode(document)
 
+    def within(self, place: str) -> "Problem":
+        """The same problem, of a value inside another: who looks at the inner one need not know where it stands."""
+        return Problem(self.code, self.detail, field=f"{place}.{self.field}")
+
     @classmethod
     def of(cls, refusal: QueueError) -> "Problem":
         """The answer to a refusal of the queue."""

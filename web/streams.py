@@ -132,7 +132,7 @@ class Chunks:
             self._due = trio.current_time() + CHUNK_SECONDS
         self._bytes += len(line)
         try:
-            self._new[self._lines] = decode(_JOB, line).new_job(self._settings, "")
+            self._new[self._lines] = decode(_JOB, line).new_job(self._settings)
         except Problem as problem:
             self._errors.append(LineError(problem.code, problem.detail, problem.field, line=self._lines))
 

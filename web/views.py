@@ -13,7 +13,7 @@ from queue_actor.errors import QueueError
 from queue_actor.jobs import Attempt, Job, QueuePolicy
 
 
-class AttemptView(msgspec.Struct, frozen=True):
+class AttemptView(msgspec.Struct, frozen=True, gc=False):
     """An attempt that has ended."""
 
     attempt: int
@@ -24,7 +24,7 @@ class AttemptView(msgspec.Struct, frozen=True):
     error: Any
 
 
-class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
+class LeaseView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A lease; its token is in the answer to a dequeue only."""
 
     token: str | UnsetType = UNSET
@@ -33,7 +33,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
 
 
-class JobView(msgspec.Struct, frozen=True, kw_only=True):
+class JobView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A job, whole. Lists leave out payload and result unless asked, and the history always."""
 
     queue: str
@@ -65,15 +65,11 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 NULL = Raw(b"null")
 
 
-@lru_cache(maxsize=1_024)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
-
-
+@lru_cache(maxsize=1_024)  # the jobs of one batch share their moments
 def timestamp(seconds: float) -> str:
     """A moment of the wall clock, by RFC 3339 in UTC with milliseconds."""
     whole, milliseconds = divmod(round(seconds * 1_000), 1_000)
-    return f"{_second(whole)}.{milliseconds:03d}Z"
+    return f"{datetime.fromtimestamp(whole, UTC).isoformat()[:19]}.{milliseconds:03d}Z"
 
 
 def _moment(seconds: float | None) -> str | None:
@@ -95,11 +91,16 @@ def _attempt(number: int, attempt: Attempt) -> AttemptView:
     )
 
 
+def _history(job: Job) -> list[AttemptView]:
+    """The attempts that have ended; the oldest may be forgotten, so they are counted from the last."""
+    ended = job.attempts - (1 if job.lease_expires_at is not None else 0)
+    first = ended - len(job.history) + 1
+    return [_attempt(first + n, attempt) for n, attempt in enumerate(job.history)]
+
+
 def job_view(job: Job, *, token: str | None = None, content: bool = True, history: bool = False) -> JobView:
     """A job as a reader sees it; with a token, as the consumer who has just dequeued it."""
     options = job.options
-    ended = len(job.history)
-    ends_at = job.attempts - (1 if job.lease_expires_at is not None else 0)
     return JobView(
         queue=job.queue,
         id=job.id,
@@ -124,13 +125,11 @@ def job_view(job: Job, *, token: str | None = None, content: bool = True, histor
         result=_raw(job.result) if content else UNSET,
         reason=job.reason,
         finished_at=_moment(job.finished_at),
-        history=[_attempt(ends_at - ended + 1 + n, attempt) for n, attempt in enumerate(job.history)]
-        if history
-        else UNSET,
+        history=_history(job) if history else UNSET,
     )
 
 
-class ErrorView(msgspec.Struct, frozen=True, omit_defaults=True):
+class ErrorView(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Why one job of many was refused."""
 
     code: str
@@ -138,7 +137,7 @@ class ErrorView(msgspec.Struct, frozen=True, omit_defaults=True):
     field: str | None = None
 
 
-class ResultView(msgspec.Struct, frozen=True, omit_defaults=True):
+class ResultView(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What became of one job."""
 
     id: int | UnsetType = UNSET

@@ -76,3 +76,10 @@ def test_what_was_sent_cannot_break_out_of_the_document() -> None:
     assert json.loads(document)["detail"] == detail
     assert b"\n" not in document
     assert b"\x00" not in document
+
+
+def test_whoever_took_a_body_out_of_another_says_where_the_field_stood() -> None:
+    inner = Problem("too_large", "it is", field="payload")
+    outer = inner.within("jobs[3]")
+    assert (outer.code, outer.status, outer.detail, outer.field) == ("too_large", 413, "it is", "jobs[3].payload")
+    assert json.loads(outer.body) == json.loads(inner.body) | {"field": "jobs[3].payload"}

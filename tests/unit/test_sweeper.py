@@ -1,10 +1,12 @@
 """The timer that sends the sweeps."""
 
+import logging
 from itertools import pairwise
 from typing import cast
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.commands import Command, R, Sweep, Swept
@@ -12,6 +14,7 @@ from queue_actor.engine import EngineStatistics
 from queue_actor.errors import Draining, OutcomeUnknown, QueueFull, Unavailable
 from queue_actor.sweeper import PAUSE_SECONDS_MIN, STALL_SECONDS, Sweeper
 from tests.fakes import jump
+from web.logs import facts_of
 
 pytestmark = pytest.mark.virtual_time
 
@@ -222,3 +225,32 @@ async def test_notice_may_be_given_before_it_runs_and_after_it_was_cancelled(nur
     nursery.start_soon(sweeper.run, engine)
     await trio.sleep(0.5)
     assert engine.swept_at == [pytest.approx(5.5 + PAUSE_SECONDS_MIN)]
+
+
+async def test_each_sweep_that_lost_dead_jobs_to_their_number_is_warned_about_once(
+    caplog: pytest.LogCaptureFixture, nursery: trio.Nursery
+) -> None:
+    sweeper = Sweeper(2)
+    engine = FakeEngine(
+        sweeper, replace(MORE, dead_lost=1_000, forgotten=1_000), replace(DONE, dead_lost=3, forgotten=5)
+    )
+    nursery.start_soon(sweeper.run, engine)
+    await trio.sleep(5)
+    assert engine.swept_at == [2, 2, 4]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    told = [facts_of(record) for record in caplog.records]
+    assert [(facts["event"], facts["jobs"], facts["by"]) for facts in told] == [
+        ("dead_jobs_lost", 1_000, "dead_retention_jobs"),
+        ("dead_jobs_lost", 3, "dead_retention_jobs"),
+    ]
+    assert {facts["logger"] for facts in told} == {"queue_actor.sweeper"}
+
+
+async def test_a_sweep_that_lost_no_dead_job_says_nothing(
+    caplog: pytest.LogCaptureFixture, nursery: trio.Nursery
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    sweeper = Sweeper(2)
+    nursery.start_soon(sweeper.run, FakeEngine(sweeper, replace(MORE, forgotten=1_000), DONE))
+    await trio.sleep(3)
+    assert caplog.records == []

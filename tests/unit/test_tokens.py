@@ -168,3 +168,14 @@ def test_fields_that_run_into_one_another_when_joined_are_kept_apart(
 def test_a_secret_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"{length} bytes"):
         Tokens(bytes(length))
+
+
+@given(first=st.tuples(QUEUES, IDS, FENCES), second=st.tuples(QUEUES, IDS, FENCES))
+def test_a_token_proves_its_own_lease_and_no_other(first: tuple[str, int, int], second: tuple[str, int, int]) -> None:
+    assert tokens.proves(tokens.issue(*first), *first)
+    assert tokens.proves(tokens.issue(*first), *second) == (first == second)
+
+
+def test_a_text_that_is_no_token_proves_nothing() -> None:
+    for text in ("", "é", token[:-1], token + "0", token.upper(), " " + token[1:]):
+        assert not tokens.proves(text, "images", 17, FENCE)
