@@ -13,7 +13,7 @@ from queue_actor.commands import Ended, JobFilter, JobsFound, Search
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.queries import SCANNED_IDS_MAX
 from queue_actor.rows import JOB_COLUMNS, job_of
-from queue_actor.sqlite import Connection
+from queue_actor.schema import Connection
 
 _JOBS = (
     f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, payload "  # noqa: S608 - our own names

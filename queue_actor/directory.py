@@ -22,9 +22,10 @@ import trio
 
 from queue_actor.archive import Archive
 from queue_actor.durable import Data
+from queue_actor.schema import ForeignFileError
 from queue_actor.service import INSTANCE_BYTES
 from queue_actor.settings import PREFIX, SettingError, Settings
-from queue_actor.sqlite import ForeignFileError, SqliteStore
+from queue_actor.sqlite import SqliteStore
 from queue_actor.tokens import SECRET_BYTES
 
 __all__ = ["Data", "connect", "connect_reader", "one_at_a_time", "open_directory"]
@@ -115,11 +116,10 @@ def _lock(directory: Path) -> int:
     lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
         os.close(lock)
-        raise SettingError(f"{PREFIX}DATA: another server uses {directory}") from error
-    except BaseException:
-        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise SettingError(f"{PREFIX}DATA: another server uses {directory}") from error
         raise
     return lock
 

@@ -103,10 +103,12 @@ class DurableEngine:
             finally:
                 gc.enable()
 
-        if not await self._store.recover(restore) or self._closed:
+        if not await self._store.recover(restore):
             return
         machine.start_leases(self._clock())
         await self._store.commit(machine.take_changes())  # so that readers are told when they end
+        if self._closed:
+            return
         engine = self._engine = self._make(machine)
         if self._draining:
             engine.drain()

@@ -16,7 +16,7 @@ PRIORITY_MAX = 100
 
 
 class JobState(StrEnum):
-    """Where a job stands. Which state may follow which is `state_machine.TRANSITIONS`."""
+    """Where a job stands. Which state may follow which is `transitions.TRANSITIONS`."""
 
     SCHEDULED = "scheduled"  # not before a time
     QUEUED = "queued"  # ready to be dequeued

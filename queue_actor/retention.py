@@ -16,8 +16,9 @@ from queue_actor.commands import Prune, Pruned
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import ForgottenJob
 from queue_actor.jobs import Job, Now
-from queue_actor.ledger import CANCELLED, CONCLUDED, DEAD, Key, Ledger
+from queue_actor.ledger import Key, Ledger
 from queue_actor.settings import Settings
+from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ class Retention:
         dead_over = ledger.counts[DEAD] - self._settings.dead_retention_jobs
         if ledger.recent is not None:
             left = self.leave_to_store(limit)
-            more = limit in {old, old_dead, left}
+            more = limit in {old, old_dead} or (left > 0 and len(ledger.recent) > self._settings.recent_jobs)
             return Kept(old + old_dead, 0, more, over=max(0, over), dead_over=max(0, dead_over))
         # Beyond their number those go first whose time would have come first.
         lost = slice_due(ledger.kept, inf, min(over, limit), forget)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -35,31 +35,7 @@ from queue_actor.rows import (
     queue_of,
     queue_row,
 )
-
-APPLICATION_ID: Final = 0x51414354  # "QACT", in the file's header: what file(1) and a wrong file are known by
-SCHEMA_VERSION: Final = 1
-
-SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE queues (
-    name TEXT PRIMARY KEY, next_id INTEGER NOT NULL, next_fence INTEGER NOT NULL, paused INTEGER NOT NULL,
-    declared INTEGER NOT NULL, policy TEXT NOT NULL, departures INTEGER NOT NULL, revision INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE jobs (
-    queue TEXT NOT NULL, id INTEGER NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL, priority INTEGER NOT NULL,
-    created_at REAL NOT NULL, finished_at REAL, kept_until REAL, consumer TEXT, error_type TEXT, error_message TEXT,
-    facts TEXT NOT NULL, PRIMARY KEY (queue, id)
-) WITHOUT ROWID;
-CREATE INDEX jobs_live ON jobs (queue, id) WHERE kept_until IS NULL;
-CREATE INDEX jobs_finished ON jobs (state, kept_until) WHERE kept_until IS NOT NULL;
-CREATE TABLE payloads (
-    queue TEXT NOT NULL, id INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (queue, id)
-) WITHOUT ROWID;
-CREATE TABLE answers (
-    kind TEXT NOT NULL, scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, at REAL NOT NULL,
-    answer TEXT NOT NULL, PRIMARY KEY (kind, scope, key)
-) WITHOUT ROWID;
-"""
+from queue_actor.schema import Connection, ForeignFileError, prepare
 
 ROWS_A_STATEMENT: Final = (256, 64, 16, 4, 1)
 """Rows that one statement writes: so few lengths that all statements stay prepared."""
@@ -84,32 +60,6 @@ logger = logging.getLogger("queue_actor.store")
 
 T = TypeVar("T")
 RunInThread = Callable[[Callable[[], T]], Awaitable[T]]
-
-
-class Cursor(Protocol):
-    """The rows of a statement."""
-
-    def fetchone(self) -> Any:
-        """The next row, or None."""
-        ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-class Connection(Protocol):
-    """What is used of a connection to SQLite, so that another SQLite may stand in for the standard library's."""
-
-    def execute(self, statement: str, parameters: Sequence[Any] = ..., /) -> Any:
-        """Carry out one statement."""
-        ...
-
-    def close(self) -> None:
-        """End, and roll back what was not committed."""
-        ...
-
-
-class ForeignFileError(Exception):
-    """The file is not one that this program can use; it is left as it is."""
 
 
 class _StoppedError(Exception):
@@ -170,21 +120,7 @@ class SqliteStore:
             raise ForeignFileError(f"SQLite keeps its journal as {mode} there, and not as a log")
         execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'full' else 'NORMAL'}")
         execute("PRAGMA wal_autocheckpoint = 0")  # SQLite passes over errors of its own checkpoints
-        application, version = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-        tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and application != APPLICATION_ID:
-            raise ForeignFileError("it is another program's")
-        if version > SCHEMA_VERSION:
-            raise ForeignFileError(f"its schema has version {version}, and this program knows {SCHEMA_VERSION}")
-        if not tables:
-            execute("BEGIN IMMEDIATE")
-            for statement in SCHEMA.split(";\n"):
-                if statement.strip():
-                    execute(statement)
-            execute("INSERT INTO meta VALUES ('secret', ?), ('instance', ?)", (fresh_secret, fresh_instance))
-            execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            execute("COMMIT")
+        prepare(self._connection, fresh_secret, fresh_instance)
         self._make_safe()
         meta = dict(execute("SELECT name, value FROM meta"))
         self.secret: bytes = bytes(meta["secret"])

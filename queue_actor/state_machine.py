@@ -101,22 +101,14 @@ from queue_actor.jobs import (
     OnExisting,
     Outcome,
 )
-from queue_actor.ledger import (
-    CANCELLED,
-    CONCLUDED,
-    DEAD,
-    IN_PROGRESS,
-    QUEUED,
-    SCHEDULED,
-    Ledger,
-    size,
-)
+from queue_actor.ledger import Ledger, size
 from queue_actor.queues import Queue
 from queue_actor.recovery import restore, start_leases
 from queue_actor.retention import Retention, slice_due
 from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
 from queue_actor.tokens import Tokens
+from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD, IN_PROGRESS, QUEUED, SCHEDULED
 
 BULK_JOBS_MAX = 1_000
 """Jobs that one slice of a bulk command changes."""

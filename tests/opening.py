@@ -20,8 +20,9 @@ from queue_actor.archive import Archive
 from queue_actor.changes import Changes
 from queue_actor.durable import Data
 from queue_actor.engine import Clock, Engine, system_clock
+from queue_actor.schema import Connection
 from queue_actor.settings import Settings
-from queue_actor.sqlite import Connection, SqliteStore
+from queue_actor.sqlite import SqliteStore
 from queue_actor.store import Store
 from tests.fakes import SECRET
 

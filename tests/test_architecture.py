@@ -11,9 +11,9 @@ import pytest
 from queue_actor import commands, errors
 from queue_actor.commands import Command, Prune, Recalled
 from queue_actor.errors import QueueError
-from queue_actor.ledger import TRANSITIONS
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
+from queue_actor.transitions import TRANSITIONS
 from web.problems import PROBLEMS
 
 ROOT = Path(__file__).parent.parent
@@ -22,10 +22,11 @@ CONTRACT = sorted(ROOT.glob("tests/contract/test_*.py"))
 PURE = (
     *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "deadlines", "tokens"),
     *("queues", "queries", "idempotency", "meters", "retry", "changes", "rows", "retention", "recovery"),
+    "transitions",
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 755, "ledger.py": 420, "commands.py": 500, "connections.py": 450}
+LONGER = {"state_machine.py": 755, "ledger.py": 445, "commands.py": 500, "connections.py": 450}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 

@@ -7,7 +7,9 @@ from sqlite3 import Connection  # noqa: TC003 - as in the other files
 from typing import Any
 
 import pytest
+import trio
 from msgspec.structs import replace
+from trio.testing import wait_all_tasks_blocked
 
 from queue_actor import service
 from queue_actor.archive import Archive
@@ -17,37 +19,60 @@ from queue_actor.commands import (
     Cancel,
     Conclude,
     DeleteQueue,
+    Dequeue,
+    Ended,
     Enqueue,
+    Extend,
     Forget,
     JobFilter,
     NewJob,
     Prune,
     ReadJob,
+    ReadPosition,
     Recalled,
     Redrive,
     Search,
     Sweep,
 )
-from queue_actor.durable import Data
-from queue_actor.engine import Engine
+from queue_actor.durable import READS_MAX, Data
+from queue_actor.engine import Engine, UnreadableError, execute_in_slices
 from queue_actor.errors import (
     AlreadyFinished,
     DiskFull,
+    Draining,
     ForgottenJob,
     LeaseLost,
     NotFinished,
     QueueNotEmpty,
+    RunTooLong,
     Starting,
+    UniqueKeyTaken,
     UnknownJob,
 )
-from queue_actor.jobs import JobOptions, JobState, UniqueUntil
+from queue_actor.jobs import DeathReason, JobOptions, JobState, OnExisting, UniqueUntil
 from queue_actor.settings import Settings
 from tests.contract.state import machine_of
-from tests.contract.verbs import conclude, counts, dequeue, enqueue, fail, lease, pass_time, read, refusal, shown, types
+from tests.contract.verbs import (
+    conclude,
+    counts,
+    dequeue,
+    enqueue,
+    extend,
+    fail,
+    give_policy,
+    key,
+    lease,
+    pass_time,
+    read,
+    refusal,
+    shown,
+    to_extend,
+    types,
+)
 from tests.fakes import FakeClock
 from tests.opening import in_memory, inline, open_engine, open_store
 
-SETTINGS = Settings(data="in memory", recent_jobs=2, sweep_seconds=60)
+SETTINGS = Settings(data="in memory", recent_jobs=2, sweep_seconds=60, idempotency_seconds=1_000)
 
 pytestmark = pytest.mark.virtual_time
 
@@ -58,7 +83,7 @@ class Lives:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.connect: Callable[[Path], Connection] = in_memory()
-        self._open = self.connect(Path("none"))  # a database in memory is there as long as somebody is connected
+        self.open = self.connect(Path("none"))  # a database in memory is there as long as somebody is connected
 
     @asynccontextmanager
     async def life(self, **settings: Any) -> AsyncIterator[Engine]:
@@ -87,6 +112,20 @@ async def test_another_life_goes_on_with_the_same_order_and_longer_leases(lives:
         await pass_time(20)
         assert types(await dequeue(engine, 9)) == ["b", "later"]
         await refusal(engine, Conclude([shown(held[2])]), LeaseLost)
+
+
+async def test_what_ends_a_run_or_a_wait_still_does_in_the_next_life(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await give_policy(engine, run_seconds_max=100)
+        held = await lease(engine, lease_seconds=50)
+        await enqueue(engine, "mortal", ttl_seconds=30)
+        await pass_time(20)
+    async with lives.life() as engine:
+        assert (await read(engine)).lease_expires_at == lives.clock().wall + 50
+        await pass_time(40)
+        assert (await read(engine, 2)).reason is DeathReason.EXPIRED
+        await refusal(engine, Extend([to_extend(held, 61)]), RunTooLong)
+        await extend(engine, held, 59)
 
 
 async def test_fences_and_ids_grow_from_one_life_to_the_next(lives: Lives) -> None:
@@ -178,7 +217,11 @@ async def test_a_row_that_may_have_changed_since_it_was_read_is_not_used(lives: 
         await engine.execute(Forget("q", [1]))
         within: Engine = engine._engine  # type: ignore[attr-defined] # it is a durable one
         await refusal(within, Recalled(Redrive("q", [1]), [row], {"q": departures}), ForgottenJob)
-        assert (await within.execute(Prune([], {"q": departures}))).count == 0
+        gone = Ended("q", 2, JobState.CONCLUDED, row.kept_until or 0)
+        assert (await within.execute(Prune([gone], {"q": departures}))).count == 0
+        current = machine_of(engine)._queues["q"].departures
+        assert (await within.execute(Prune([replace(gone, kept_until=1.0)], {"q": current}))).count == 0
+        assert await counts(engine) == {"concluded": 2}
 
 
 async def test_a_full_disk_refuses_jobs_and_lets_those_that_are_there_end(lives: Lives) -> None:
@@ -194,14 +237,174 @@ async def test_a_full_disk_refuses_jobs_and_lets_those_that_are_there_end(lives:
         await refusal(engine, Enqueue("q", [NewJob("a", payload=b'"%s"' % (b"x" * 2_000))]), DiskFull)
 
 
-async def test_an_engine_that_still_reads_its_jobs_refuses_what_is_asked(lives: Lives) -> None:
-    store = open_store(lives.connect)
+class Held:
+    """Carries out the calls of a store when it is let go."""
+
+    def __init__(self) -> None:
+        self.free = trio.Event()
+
+    async def __call__(self, call: Callable[[], Any]) -> Any:
+        await self.free.wait()
+        return call()
+
+
+@asynccontextmanager
+async def starting(lives: Lives) -> AsyncIterator[tuple[Engine, Held]]:
+    """An engine that is about to read its jobs."""
+    held = Held()
+    store = open_store(lives.connect, run_in_thread=held)
     data = Data(store, Archive(Path("none"), lives.connect, inline))
     async with service.open_engine(SETTINGS, clock=lives.clock, data=data) as engine:
+        yield engine, held
+    data.archive.close()
+    store.close()
+
+
+async def test_an_engine_that_still_reads_its_jobs_refuses_what_is_asked(lives: Lives) -> None:
+    async with starting(lives) as (engine, held):
+        await wait_all_tasks_blocked()
         assert not engine.ready.is_set()
         await refusal(engine, ReadJob("q", 1), Starting)
         assert (engine.waiting("q"), engine.statistics().waiters) == (0, 0)
+        held.free.set()
         await engine.ready.wait()
         await refusal(engine, ReadJob("q", 1), UnknownJob)
-    data.archive.close()
-    store.close()
+
+
+async def test_a_server_that_drains_while_it_reads_its_jobs_hands_none_out(lives: Lives) -> None:
+    async with starting(lives) as (engine, held):
+        engine.drain()
+        held.free.set()
+        await engine.ready.wait()
+        await refusal(engine, Dequeue("q"), Draining)
+
+
+async def test_reading_the_jobs_is_broken_off_when_the_engine_closes(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await enqueue(engine, "a")
+    async with starting(lives) as (engine, held):
+        engine.close()
+        await refusal(engine, ReadJob("q", 1), Draining)
+        held.free.set()
+    assert not engine.ready.is_set()
+
+
+async def test_an_engine_that_closes_when_it_has_read_its_jobs_does_not_begin(lives: Lives) -> None:
+    async with starting(lives) as (engine, held):
+        engine.close()
+        held.free.set()
+    assert not engine.ready.is_set()
+
+
+async def test_what_cannot_be_read_ends_the_engine_and_is_left_as_it_is(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await enqueue(engine, "a")
+    lives.open.execute("UPDATE jobs SET facts = 'nothing'")
+    with pytest.RaisesGroup(pytest.RaisesExc(UnreadableError, match="DecodeError"), flatten_subgroups=True):
+        async with starting(lives) as (_, held):
+            held.free.set()
+            await trio.sleep(5)
+    assert lives.open.execute("SELECT facts FROM jobs").fetchall() == [("nothing",)]
+
+
+# --- what may have changed between a read of the store and the command
+
+
+@asynccontextmanager
+async def racing(lives: Lives) -> AsyncIterator[tuple[Engine, list[int]]]:
+    """An engine in which a job leaves memory each time that the store has just been read, so many times."""
+    left = [0]
+    async with lives.life() as engine:
+        archive: Any = engine._archive  # type: ignore[attr-defined] # it is a durable one
+        find, matching = archive.find, archive.matching
+
+        async def raced(found: Any) -> Any:
+            if left[0]:
+                left[0] -= 1
+                machine_of(engine)._queues["q"].departures += 1
+                machine_of(engine)._ledger.touch(machine_of(engine)._queues["q"])
+            return found
+
+        async def find_raced(*arguments: Any) -> Any:
+            return await raced(await find(*arguments))
+
+        async def matching_raced(*arguments: Any) -> Any:
+            return await raced(await matching(*arguments))
+
+        archive.find, archive.matching = find_raced, matching_raced
+        yield engine, left
+
+
+async def test_a_row_that_is_stale_is_read_again(lives: Lives) -> None:
+    async with racing(lives) as (engine, left):
+        leases = await ended(engine, 4)
+        left[0] = READS_MAX - 1
+        assert (await conclude(engine, leases[0])).state is JobState.CONCLUDED
+
+
+async def test_a_job_that_is_never_read_in_time_counts_as_forgotten(lives: Lives) -> None:
+    async with racing(lives) as (engine, left):
+        leases = await ended(engine, 4)
+        left[0] = 1_000
+        (answer,) = (await engine.execute(Conclude([shown(leases[0])]))).jobs
+        assert isinstance(answer, ForgottenJob)
+        assert left[0] == 1_000 - READS_MAX
+
+
+async def test_a_slice_whose_rows_are_stale_is_read_again(lives: Lives) -> None:
+    async with racing(lives) as (engine, left):
+        await ended(engine, 4)
+        left[0] = 3
+        done = await engine.execute(Bulk("q", BulkVerb.PURGE, JobFilter(states=frozenset({JobState.CONCLUDED}))))
+        assert (done.count, left) == (4, [0])
+
+
+async def test_a_purge_of_many_jobs_that_only_the_store_has_is_cut_into_slices(lives: Lives) -> None:
+    async with lives.life(sweep_slice=10_000) as engine:
+        for _ in range(3):
+            await ended(engine, 500)
+        done = await execute_in_slices(engine, Bulk("q", BulkVerb.PURGE, JobFilter()))
+        assert (done.count, await counts(engine)) == (1_500, {})
+
+
+async def test_what_is_about_jobs_that_have_not_ended_does_not_ask_the_store(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await enqueue(engine, "a", "b")
+        waiting = JobFilter(states=frozenset({JobState.QUEUED}))
+        assert (await engine.execute(Bulk("q", BulkVerb.PURGE, waiting))).count == 2
+        await lease(engine)
+        assert (await engine.execute(Bulk("q", BulkVerb.RELEASE, JobFilter()))).count == 1
+
+
+async def test_the_position_of_a_job_that_has_ended_is_none_wherever_it_is(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await ended(engine, 4)
+        assert (await engine.execute(ReadPosition("q", 1))).ahead is None
+        await engine.execute(Forget("q", [1]))
+        await refusal(engine, ReadPosition("q", 1), ForgottenJob)
+
+
+# --- what is remembered under a key
+
+
+async def test_answers_under_a_key_are_given_again_in_the_next_life(lives: Lives) -> None:
+    unique = NewJob("u", options=JobOptions(unique_key="k"), on_existing=OnExisting.REFUSE)
+    enqueued = Enqueue("q", [NewJob("a"), unique, unique], key())
+    dequeued = Dequeue("q", 2, key=key("d"), lease_seconds=1_000)
+    async with lives.life() as engine:
+        first = await engine.execute(enqueued)
+        held = (await engine.execute(dequeued)).leases
+    async with lives.life() as engine:
+        again = await engine.execute(enqueued)
+        assert [plain(job) for job in again.jobs] == [plain(job) for job in first.jobs]
+        repeated = await engine.execute(dequeued)
+        assert [(lease.job.id, lease.token) for lease in repeated.leases] == [(one.job.id, one.token) for one in held]
+        await pass_time(1_000)
+    async with lives.life() as engine:
+        anew = (await engine.execute(enqueued)).jobs
+        assert [getattr(job, "id", None) for job in anew] == [3, None, None]  # the key is too old, the job is there
+    assert lives.open.execute("SELECT count(*) FROM answers").fetchone() == (1,)
+
+
+def plain(job: Any) -> Any:
+    return str(job) if isinstance(job, UniqueKeyTaken) else job

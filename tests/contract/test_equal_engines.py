@@ -46,6 +46,7 @@ from queue_actor.commands import (
     Search,
     SetPolicy,
     Sweep,
+    Swept,
     TakeBack,
 )
 from queue_actor.engine import Engine, EngineStatistics
@@ -354,6 +355,8 @@ def plain(answer: Any) -> object:
             return (answer.code, answer.detail, answer.field)
         case Results(jobs) | Enqueued(jobs):
             return [plain(job) for job in jobs]
+        case Swept():
+            return msgspec.structs.replace(answer, more=False)  # a store gives a sweep more to do
         case JobsFound(jobs, next_after):
             return list(jobs), next_after
         case Dequeued(leases, repeated):

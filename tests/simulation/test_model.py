@@ -76,12 +76,12 @@ from queue_actor.jobs import (
     RetryKind,
     UniqueUntil,
 )
-from queue_actor.ledger import TRANSITIONS
 from queue_actor.meters import Meter
 from queue_actor.queues import Queue
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES, Tokens
+from queue_actor.transitions import TRANSITIONS
 from tests.simulation.model import Facts, Key, Model, Refused
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "400"))

@@ -47,24 +47,12 @@ from queue_actor.jobs import (
     Retry,
     RetryKind,
 )
-from queue_actor.ledger import (
-    CANCELLED,
-    CONCLUDED,
-    DEAD,
-    IN_PROGRESS,
-    QUEUED,
-    SCHEDULED,
-    TRANSITIONS,
-    InvariantError,
-    Ledger,
-    error_size,
-    is_expired,
-    size,
-)
+from queue_actor.ledger import InvariantError, Ledger, error_size, is_expired, size
 from queue_actor.queues import Queue
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES
+from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD, IN_PROGRESS, QUEUED, SCHEDULED, TRANSITIONS
 
 START = Now(monotonic=1_000.0, wall=50_000.0)
 PLAIN_RETRY = Retry(RetryKind.FIXED, base_seconds=5.0, jitter=Jitter.NONE)
