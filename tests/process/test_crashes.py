@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from queue_actor.settings import SETTINGS
 from tests.process.clients import QUEUES, Client, Scene
 from tests.process.history import Crash, Drained, Event, Violation, check, figures, to_lines
 from tests.process.server import ANSWER_SECONDS, ROOT, START_SECONDS, Server, eventually
@@ -35,13 +34,6 @@ RECOVERY_SECONDS = 0.8
 ANSWERS_SECONDS = 0.02
 """About the time between two answers to one client."""
 SHOWN_VIOLATIONS = 20
-
-awaits_durable_storage = pytest.mark.xfail(
-    all(setting.name != "data" for setting in SETTINGS),
-    raises=AssertionError,
-    reason="the server has no data directory yet",
-    strict=True,
-)
 
 
 def run(*, kills: int, seed: int, data: Path | None = None) -> list[Event]:
@@ -167,7 +159,6 @@ def test_a_server_without_a_data_directory_is_found_to_lose_its_jobs_when_it_is_
     assert {"lost", "id_given_twice"} <= names
 
 
-@awaits_durable_storage
 @pytest.mark.slow
 def test_a_server_that_is_killed_again_and_again_keeps_every_promise(tmp_path: Path) -> None:
     history = run(kills=KILLS, seed=SEED, data=tmp_path / "data")
@@ -176,7 +167,6 @@ def test_a_server_that_is_killed_again_and_again_keeps_every_promise(tmp_path: P
     assert figures(history).kills == KILLS
 
 
-@awaits_durable_storage
 def test_a_kill_changes_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """What the checker leaves out: priorities, delays, the jobs field by field, and the name of the queue's life."""
     on_disk = ("--bind", "127.0.0.1:0", "--data", str(tmp_path / "data"))
@@ -212,7 +202,6 @@ def test_a_kill_changes_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         assert min(job["lease"]["fence"] for job in rest) > third["lease"]["fence"]
 
 
-@awaits_durable_storage
 def test_a_lease_that_starts_again_after_a_kill_tells_its_new_end(tmp_path: Path) -> None:
     on_disk = ("--bind", "127.0.0.1:0", "--data", str(tmp_path / "data"))
     with Server(*on_disk) as server:
