@@ -3,7 +3,8 @@
 README.md in this folder says which of them others may rely on.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 APPLICATION_ID: Final = 0x51414354  # "QACT", in the file's header: what file(1) and a wrong file are known by
@@ -48,8 +49,20 @@ class Connection(Protocol):
         ...
 
 
+STEPS: tuple[Callable[[Connection], object], ...] = ()
+"""What takes a file from each released version to the next: the first one from 1 to 2, and so on.
+
+Each runs in a transaction of its own, which also notes the version, so that a process killed in between goes on from
+there. SCHEMA is always that of the last version; tests/unit/schemas has a file of each, and a test that opens it.
+"""
+
+logger = logging.getLogger("queue_actor.store")
+
+
 def prepare(connection: Connection, fresh_secret: bytes, fresh_instance: str) -> None:
     """Make the tables of a new file, with this token secret and this name; see that those of another are ours.
+
+    An older file is brought up to date, step by step.
 
     Raises:
         ForeignFileError: Another program has written it, or a newer version of this one.
@@ -57,11 +70,18 @@ def prepare(connection: Connection, fresh_secret: bytes, fresh_instance: str) ->
     execute = connection.execute
     application, version = (execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
     tables = execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if tables and application != APPLICATION_ID:
+    if tables and (application != APPLICATION_ID or version < 1):
         raise ForeignFileError("it is another program's")
     if version > SCHEMA_VERSION:
         raise ForeignFileError(f"its schema has version {version}, and this program knows {SCHEMA_VERSION}")
-    if not tables:
+    if tables:
+        for older in range(version, SCHEMA_VERSION):
+            execute("BEGIN IMMEDIATE")
+            STEPS[older - 1](connection)
+            execute(f"PRAGMA user_version = {older + 1}")
+            execute("COMMIT")
+            logger.info("upgraded", extra={"facts": {"schema": older + 1}})
+    else:
         execute("BEGIN IMMEDIATE")
         for statement in SCHEMA.split(";\n"):
             if statement.strip():
