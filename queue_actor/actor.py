@@ -6,13 +6,13 @@ stores the changes in one commit, and only then answers. It never awaits a clien
 never catches a bug.
 """
 
-from typing import Any
+from typing import Any, Never
 
 import trio
 
 from queue_actor.commands import Command, Dequeue, R, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
-from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
+from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -93,6 +93,14 @@ class ActorEngine:
 
     def store_statistics(self) -> None:
         """None: an engine within knows its store by its commits alone."""
+
+    async def backup(self) -> Never:
+        """There is nothing to copy: an engine within knows its store by its commits alone.
+
+        Raises:
+            NotDurable: Always.
+        """
+        raise NotDurable("the jobs are kept in memory alone: there is no data directory")
 
     def waiting(self, queue: str) -> int:
         """How many parked dequeues would take a job of this queue."""

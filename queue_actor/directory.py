@@ -2,6 +2,7 @@
 
     queue.sqlite        the store (and queue.sqlite-wal, queue.sqlite-shm beside it while a server runs)
     lock                held by the server that uses the directory; empty, and never deleted
+    backup-*.part       a copy that is being made
 
 Whatever cannot be used is told in one line and left as it is.
 """
@@ -21,6 +22,7 @@ from urllib.parse import quote
 import trio
 
 from queue_actor.archive import Archive
+from queue_actor.backups import Backups
 from queue_actor.durable import Data
 from queue_actor.schema import ForeignFileError
 from queue_actor.service import INSTANCE_BYTES
@@ -28,7 +30,7 @@ from queue_actor.settings import PREFIX, SettingError, Settings
 from queue_actor.sqlite import SqliteStore
 from queue_actor.tokens import SECRET_BYTES
 
-__all__ = ["Data", "connect", "connect_reader", "one_at_a_time", "open_directory"]
+__all__ = ["FILE", "Data", "connect", "connect_reader", "locked", "one_at_a_time", "open_directory", "sync"]
 
 FILE = "queue.sqlite"
 LOCK = "lock"
@@ -71,14 +73,12 @@ def open_directory(settings: Settings) -> Iterator[Data]:
         SettingError: The directory or a file in it cannot be used.
     """
     directory = Path(settings.data)
-    with _complaints(directory):
-        if not directory.exists():
-            directory.mkdir(mode=0o700)
-        _refuse_network(directory)
-        lock = _lock(directory)
-    try:
+    with locked(directory):
         path = directory / FILE
+        room_bytes = partial(_room_bytes, directory, settings.disk_reserve_bytes)
+        backups = Backups(path, directory, connect_reader, one_at_a_time(), room_bytes)
         with _complaints(path):
+            backups.remove_leftovers()
             _make_file(path)
             store = SqliteStore(
                 path,
@@ -87,16 +87,32 @@ def open_directory(settings: Settings) -> Iterator[Data]:
                 fresh_secret=secrets.token_bytes(SECRET_BYTES),
                 fresh_instance=secrets.token_hex(INSTANCE_BYTES),
                 run_in_thread=one_at_a_time(),
-                room_bytes=partial(_room_bytes, directory, settings.disk_reserve_bytes),
+                room_bytes=room_bytes,
             )
         try:
             archive = Archive(path, connect_reader, one_at_a_time())
             try:
-                yield Data(store, archive)
+                yield Data(store, archive, backups)
             finally:
                 archive.close()
         finally:
             store.close()
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """The directory, made if it is not there, is this process's alone inside the block.
+
+    Raises:
+        SettingError: It cannot be used, or another process uses it.
+    """
+    with _complaints(directory):
+        if not directory.exists():
+            directory.mkdir(mode=0o700)
+        _refuse_network(directory)
+        lock = _lock(directory)
+    try:
+        yield
     finally:
         os.close(lock)
 
@@ -132,11 +148,16 @@ def _make_file(path: Path) -> None:
             raise SettingError(f"{PREFIX}DATA: {path} cannot be used: it is not a regular file")
     finally:
         os.close(descriptor)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync(path.parent)  # or a power cut might take the file away with all that was synced into it
+
+
+def sync(path: Path) -> None:
+    """Have on the disk what a file holds, or what a directory lists."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(directory)  # or a power cut might take the file away with all that was synced into it
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def _room_bytes(directory: Path, reserve_bytes: int) -> float:

@@ -15,6 +15,7 @@ import trio
 from msgspec.structs import replace
 
 from queue_actor.archive import Archive, Found
+from queue_actor.backups import Backups
 from queue_actor.changes import Recovered
 from queue_actor.commands import (
     Bulk,
@@ -41,7 +42,7 @@ from queue_actor.commands import (
     Swept,
     TakeBack,
 )
-from queue_actor.engine import Clock, Engine, EngineStatistics, StoreStatistics
+from queue_actor.engine import Backup, Clock, Engine, EngineStatistics, StoreStatistics
 from queue_actor.errors import Draining, ForgottenJob, Starting
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
@@ -53,10 +54,11 @@ READS_MAX = 5
 
 
 class Data(NamedTuple):
-    """What keeps the jobs, and what finds those that have ended."""
+    """What keeps the jobs, what finds those that have ended, and what copies all of them."""
 
     store: SqliteStore
     archive: Archive
+    backups: Backups
 
 
 class DurableEngine:
@@ -75,7 +77,7 @@ class DurableEngine:
         self.instance = data.store.instance
         self.durability = data.store.durability
         self._settings = settings
-        self._store, self._archive = data
+        self._store, self._archive, self._backups = data
         self._clock = clock
         self._make = make
         self._machine = StateMachine(settings, secret=data.store.secret)
@@ -118,6 +120,7 @@ class DurableEngine:
     def drain(self) -> None:
         """Hand out no more jobs."""
         self._draining = True
+        self._backups.stop()
         if self._engine is not None:
             self._engine.drain()
 
@@ -135,6 +138,10 @@ class DurableEngine:
     def store_statistics(self) -> StoreStatistics:
         """What the store is doing now."""
         return self._store.statistics()
+
+    async def backup(self) -> Backup:
+        """A copy of the file; see `Engine.backup`. The jobs need not have been read for it."""
+        return await self._backups.make()
 
     def waiting(self, queue: str) -> int:
         """How many parked dequeues would take a job of this queue."""

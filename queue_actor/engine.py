@@ -1,7 +1,7 @@
 """The engine: the one way in. Handlers, sweeper and tests know nothing else of what owns the queue."""
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Generic, Protocol
 
 import msgspec
@@ -42,6 +42,20 @@ class EngineStatistics(msgspec.Struct, frozen=True):
 
     inbox_requests: int  # that wait to be carried out
     waiters: int  # parked dequeues
+
+
+class Backup(Protocol):
+    """A copy of all that is kept, which whoever has it must close."""
+
+    file_bytes: int
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The bytes of the copy, a bounded number at a time."""
+        ...
+
+    def close(self) -> None:
+        """Give its room back, and let the next backup begin."""
+        ...
 
 
 class Engine(Protocol):
@@ -87,6 +101,17 @@ class Engine(Protocol):
 
     def store_statistics(self) -> StoreStatistics | None:
         """What the store is doing now; None if nothing is stored."""
+        ...
+
+    async def backup(self) -> Backup:
+        """A copy of all that is kept at this moment; commands are carried out meanwhile.
+
+        Raises:
+            NotDurable: Nothing is stored.
+            BackupRunning: There is one at a time.
+            DiskFull: There is no room for a copy.
+            Draining: The server is about to end.
+        """
         ...
 
     def waiting(self, queue: str) -> int:

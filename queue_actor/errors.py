@@ -18,6 +18,7 @@ exception is a bug or a broken machine, and ends the process.
     ├── AlreadyFinished     already_finished  the verb needs a job that has not ended
     ├── RunTooLong          run_too_long      the attempt would last longer than `run_seconds_max`
     ├── UniqueKeyTaken      unique_key_taken  another job has this unique key
+    ├── NotDurable          not_durable       nothing is kept that could be copied
     ├── LimitReached
     │   ├── QueueFull       queue_full        `queued_jobs_max` jobs are waiting
     │   ├── MemoryFull      memory_full       `memory_bytes_max` bytes of payloads are kept
@@ -26,6 +27,7 @@ exception is a bug or a broken machine, and ends the process.
     │   └── TooManyWaiters  too_many_waiters  `waiters_max` dequeues are parked
     └── Unavailable
         ├── Busy            busy              the inbox is full; nothing was done
+        ├── BackupRunning   backup_running    there is one backup at a time
         ├── Starting        starting          the jobs are being read from the disk; nothing was done
         ├── Draining        draining          the server is about to end; nothing was done
         └── OutcomeUnknown  outcome_unknown   the engine ended before it answered: done or not done
@@ -135,6 +137,12 @@ class UniqueKeyTaken(QueueError):
     code = "unique_key_taken"
 
 
+class NotDurable(QueueError):
+    """There is no data directory, and so nothing that could be copied."""
+
+    code = "not_durable"
+
+
 class LimitReached(QueueError):
     """A limit with a name is reached; it may be lower later."""
 
@@ -177,6 +185,12 @@ class Busy(Unavailable):
     """The inbox is full. The command was not carried out."""
 
     code = "busy"
+
+
+class BackupRunning(Unavailable):
+    """Another backup is under way."""
+
+    code = "backup_running"
 
 
 class Starting(Unavailable):

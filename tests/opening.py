@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from itertools import count
 from math import inf
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import trio
 
 from queue_actor import service
 from queue_actor.archive import Archive
+from queue_actor.backups import Backups
 from queue_actor.changes import Changes
 from queue_actor.durable import Data
 from queue_actor.engine import Clock, Engine, system_clock
@@ -79,6 +81,11 @@ def open_store(
     )
 
 
+def open_backups(connect: Callable[[Path], sqlite3.Connection]) -> Backups:
+    """What copies the same; a copy has a name among the system's temporary files until it is whole."""
+    return Backups(Path("none"), Path(gettempdir()), connect, inline, lambda: inf)
+
+
 @asynccontextmanager
 async def open_engine(
     settings: Settings,
@@ -95,7 +102,7 @@ async def open_engine(
         return
     connect = connect or in_memory()
     kept = open_store(connect, front=store, secret=secret or SECRET)
-    data = Data(kept, Archive(Path("none"), connect, inline))
+    data = Data(kept, Archive(Path("none"), connect, inline), open_backups(connect))
     try:
         async with service.open_engine(settings, clock=clock, data=data) as engine:
             await engine.ready.wait()

@@ -59,7 +59,7 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
-        self.register_blueprint(ops_routes(self._condition))
+        self.register_blueprint(ops_routes(engine, self._condition))
 
         self._ready = engine.ready
 

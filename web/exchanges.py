@@ -5,7 +5,7 @@ cancels the other. That costs more than the request, and cancels Hypercorn in th
 idle timer. Here the body is read before the handler runs, and only a handler that waits for long listens meanwhile.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -28,6 +28,13 @@ class Exchange(TrioASGIHTTPConnection):
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The application's part of ASGI: returns when the answer is sent, or the client gone."""
         request = self._create_request_from_scope(send)
+        try:
+            await self._exchange(request, receive, send)
+        finally:
+            for close in _closings(request):
+                close()
+
+    async def _exchange(self, request: Request, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if is_stream(self.scope):
             self.scope["extensions"].setdefault(EXTENSION, {})["receive"] = receive
             await self._send_response(send, await self.app.handle_request(request))
@@ -68,6 +75,16 @@ class BodyStream:
             return None
         self._more = message.get("more_body", False)
         return message.get("body", b"") if self._more else None
+
+
+def close_after_answer(request: Request, close: Callable[[], None]) -> None:
+    """Have something closed when the answer to this request is sent, or cannot be."""
+    request.scope["extensions"].setdefault(EXTENSION, {}).setdefault("closings", []).append(close)
+
+
+def _closings(request: Request) -> list[Callable[[], None]]:
+    closings: list[Callable[[], None]] = request.scope["extensions"].get(EXTENSION, {}).get("closings", [])
+    return closings
 
 
 @asynccontextmanager

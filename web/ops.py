@@ -1,18 +1,34 @@
-"""What operators and their tools ask: is it alive, is it ready."""
+"""What operators and their tools ask: is it alive, is it ready, how does it fare; and a copy of all it keeps."""
 
 from collections.abc import Callable
 from typing import Literal
 
-from quart import Blueprint
+import msgspec
+from quart import Blueprint, request
+from quart.blueprints import BlueprintSetupState
 
+from queue_actor.engine import Engine, StoreStatistics
+from web.audit import audit
+from web.exchanges import close_after_answer
 from web.problems import Problem
 from web.replies import Reply, reply
+from web.schemas import refuse_query
 
 Condition = Literal["starting", "ready", "draining"]
 
 
-def ops_routes(condition: Callable[[], Condition]) -> Blueprint:
-    """`/healthz` and `/readyz`."""
+class StatisticsView(msgspec.Struct, frozen=True):
+    """What the server is doing now."""
+
+    instance: str
+    durability: str
+    inbox_requests: int
+    waiters: int
+    store: StoreStatistics | None
+
+
+def ops_routes(engine: Engine, condition: Callable[[], Condition]) -> Blueprint:
+    """`/healthz`, `/readyz`, `/v1/statistics` and `/v1/backup`."""
     routes = Blueprint("ops", __name__)
 
     @routes.get("/healthz")
@@ -29,5 +45,39 @@ def ops_routes(condition: Callable[[], Condition]) -> Blueprint:
             case "starting":
                 raise Problem("starting", "the server reads its jobs from the disk")
         return reply(b'{"status":"ready"}')
+
+    @routes.get("/v1/statistics")
+    async def statistics() -> Reply:
+        """Figures of this moment, also while the server starts or ends."""
+        refuse_query(request)
+        now, store = engine.statistics(), engine.store_statistics()
+        view = StatisticsView(engine.instance, engine.durability, now.inbox_requests, now.waiters, store)
+        return reply(msgspec.json.encode(view), headers={"Cache-Control": "no-store"})
+
+    @routes.get("/v1/backup")
+    async def backup() -> Reply:
+        """A copy of the store's file, piece by piece."""
+        refuse_query(request)
+        copy = await engine.backup()
+        close_after_answer(request, copy.close)
+        audit("backup", file_bytes=copy.file_bytes)
+        answer = Reply(
+            copy.pieces(),
+            headers={
+                "Content-Length": str(copy.file_bytes),
+                "Content-Disposition": 'attachment; filename="queue.sqlite"',
+                "Cache-Control": "no-store",
+            },
+            content_type="application/vnd.sqlite3",
+        )
+        answer.timeout = None
+        answer.facts = {"file_bytes": copy.file_bytes}
+        return answer
+
+    @routes.record
+    def without_head(state: BlueprintSetupState) -> None:
+        # Werkzeug takes HEAD wherever it takes GET, and nobody shall make a copy to throw it away.
+        for rule in state.app.url_map.iter_rules(f"{routes.name}.backup"):
+            (rule.methods or set()).discard("HEAD")
 
     return routes

@@ -4,13 +4,13 @@ Each caller takes the lock, applies his command and stores its changes, one comm
 contract suite as the actor, and is the baseline of the benchmark `engines`.
 """
 
-from typing import Any
+from typing import Any, Never
 
 import trio
 
 from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
 from queue_actor.engine import Clock, EngineStatistics, Request
-from queue_actor.errors import Busy, Draining, OutcomeUnknown, QueueError
+from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -122,6 +122,14 @@ class LockEngine:
 
     def store_statistics(self) -> None:
         """None: an engine within knows its store by its commits alone."""
+
+    async def backup(self) -> Never:
+        """There is nothing to copy: an engine within knows its store by its commits alone.
+
+        Raises:
+            NotDurable: Always.
+        """
+        raise NotDurable("the jobs are kept in memory alone: there is no data directory")
 
     def waiting(self, queue: str) -> int:
         """How many parked dequeues would take a job of this queue."""

@@ -70,7 +70,7 @@ from tests.contract.verbs import (
     types,
 )
 from tests.fakes import FakeClock
-from tests.opening import in_memory, inline, open_engine, open_store
+from tests.opening import in_memory, inline, open_backups, open_engine, open_store
 
 SETTINGS = Settings(data="in memory", recent_jobs=2, sweep_seconds=60, idempotency_seconds=1_000)
 
@@ -253,7 +253,7 @@ async def starting(lives: Lives) -> AsyncIterator[tuple[Engine, Held]]:
     """An engine that is about to read its jobs."""
     held = Held()
     store = open_store(lives.connect, run_in_thread=held)
-    data = Data(store, Archive(Path("none"), lives.connect, inline))
+    data = Data(store, Archive(Path("none"), lives.connect, inline), open_backups(lives.connect))
     async with service.open_engine(SETTINGS, clock=lives.clock, data=data) as engine:
         yield engine, held
     data.archive.close()

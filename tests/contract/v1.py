@@ -20,6 +20,9 @@ PROMISED.update(
         "already_finished": (409, "drop", None),
         "run_too_long": (409, "never", None),
         "unique_key_taken": (409, "never", None),
+        "not_durable": (409, "never", None),
+        "backup_running": (503, "later", "10"),
+        "disk_full": (507, "later", "10"),
         "key_reused": (422, "never", None),
     }
 )

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.commands import Command, R, Sweep, Swept
-from queue_actor.engine import EngineStatistics
+from queue_actor.engine import Backup, EngineStatistics
 from queue_actor.errors import Draining, OutcomeUnknown, QueueFull, Unavailable
 from queue_actor.sweeper import PAUSE_SECONDS_MIN, STALL_SECONDS, Sweeper
 from tests.fakes import jump
@@ -39,6 +39,9 @@ class FakeEngine:
         self._answers = iter(answers)
 
     def store_statistics(self) -> None: ...
+
+    async def backup(self) -> Backup:
+        raise NotImplementedError
 
     async def execute(self, command: Command[R]) -> R:
         assert isinstance(command, Sweep)
