@@ -90,6 +90,9 @@ def open_directory(settings: Settings) -> Iterator[Data]:
                 room_bytes=room_bytes,
             )
         try:
+            if settings.vacuum:
+                with _complaints(path):
+                    store.vacuum()
             archive = Archive(path, connect_reader, one_at_a_time())
             try:
                 yield Data(store, archive, backups)

@@ -52,6 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Meta(ge=1, le=10_000_000, description="finished jobs that stay in memory too where there is a data directory"),
     ] = 10_000
+    vacuum: Annotated[
+        bool, Meta(description="rewrite the file of the data directory at the start, which gives back what it has free")
+    ] = False
     engine: Annotated[
         Literal["actor", "lock"],
         Meta(description="what owns the queue: the actor, or the mutex it is compared with"),

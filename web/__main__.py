@@ -107,15 +107,15 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return 0
     try:
         settings = read_settings(environment, arguments)
+        set_up_logging(settings)
         with open_directory(settings) if settings.data else nullcontext() as data:
             listener = listen(settings)
-            set_up_logging(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
             return _run(settings, listener, data)
     except SettingError as error:
-        print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION
 
 

@@ -56,13 +56,21 @@ def read_answer(stream: BinaryIO) -> Answer | None:
 class Server:
     """A server process. Its standard error is read all the time, line by line, into `log`."""
 
-    def __init__(self, *flags: str, command: Sequence[str] = RUN, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        command: Sequence[str] = RUN,
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Start it; it inherits the descriptors."""
         # What is set around the tests must not decide about them.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUEUE_ACTOR_")}
         self._process = subprocess.Popen(
             [*command, *flags],
             cwd=ROOT,
             env=inherited | dict(environment or {}),
+            pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

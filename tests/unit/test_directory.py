@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -120,6 +121,44 @@ def test_a_newer_programs_file_is_refused_by_an_older_one(settings: Settings) ->
     newer.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION + 1}")
     newer.close()
     assert f"version {schema.SCHEMA_VERSION + 1}" in complaint(settings)
+
+
+def test_a_vacuum_at_the_start_gives_back_what_the_file_has_free(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_directory(settings):
+        pass
+    path = Path(settings.data) / directory.FILE
+    filled = sqlite3.connect(path)
+    filled.execute("INSERT INTO meta VALUES ('x', zeroblob(1000000))")
+    filled.commit()
+    filled.execute("DELETE FROM meta WHERE name = 'x'")
+    filled.commit()
+    filled.close()
+    assert path.stat().st_size > 1_000_000
+    with open_directory(settings):
+        pass
+    assert path.stat().st_size > 1_000_000
+    with caplog.at_level(logging.INFO, "queue_actor.store"), open_directory(replace(settings, vacuum=True)):
+        after = path.stat().st_size
+        assert after < 100_000
+    (facts,) = (record.facts for record in caplog.records if record.message == "vacuumed")  # type: ignore[attr-defined] # as all lines
+    assert facts["bytes_before"] > 1_000_000
+    assert facts["bytes_after"] == after
+
+
+def test_a_vacuum_for_which_there_is_no_room_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> sqlite3.Connection:
+        class Full(sqlite3.Connection):
+            def execute(self, statement: str, /, *parameters: Any) -> sqlite3.Cursor:
+                if statement == "VACUUM":
+                    raise sqlite3.OperationalError("database or disk is full")
+                return super().execute(statement, *parameters)
+
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Full)
+
+    monkeypatch.setattr(directory, "connect", full)
+    assert "disk is full" in complaint(replace(settings, vacuum=True))
 
 
 def test_a_file_that_somebody_reads_without_end_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "queues": {"auto": "auto", "declared": "declared"},
     "data": {"jobs": "jobs", "/var/lib/queue-actor": "/var/lib/queue-actor"},
     "durability": {"full": "full", "normal": "normal"},
+    "vacuum": {"1": True, "0": False},
     "engine": {"actor": "actor", "lock": "lock"},
     "log": {"json": "json", "text": "text"},
     "log_level": {"debug": "debug", "info": "info", "warning": "warning", "error": "error"},
@@ -148,12 +149,16 @@ def test_a_text_is_read_by_variable_and_by_flag(name: str, text: str, value: Any
             for name in ("engine", "log", "log_level", "durability")
             for text in ("", "ACTOR", "Json", "other", "1", "ï")
         ),
-        *(("open", text) for text in ("", "2", "-1", "yes", "on", "01", "1.0", "١", "None")),
+        *(
+            (name, text)
+            for name in ("open", "vacuum")
+            for text in ("", "2", "-1", "yes", "on", "01", "1.0", "١", "None")
+        ),
         ("bind", "ü:80"),
     ],
 )
 def test_any_other_text_is_refused(name: str, text: str) -> None:
-    expected = {"open": "1 or 0", "bind": "plain text"}.get(name, "one of ")
+    expected = {"open": "1 or 0", "vacuum": "1 or 0", "bind": "plain text"}.get(name, "one of ")
     for message in refusals(name, text):
         assert expected in message
         for choice in TEXTS[name] if expected == "one of " else ():
