@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import trio
 
 from queue_actor.jobs import FIRST_POLICY, DeathReason, JobState, Outcome
+from queue_actor.rows import JOB_COLUMNS, QUEUE_COLUMNS
+from queue_actor.schema import SCHEMA_VERSION
 from queue_actor.service import open_engine
 from queue_actor.settings import SETTINGS, Setting, Settings, help_text
 from tests.contract import document, v1
@@ -295,6 +298,33 @@ def test_an_answer_is_compared_with_what_is_shown(said: str, got: Any, where: st
 def test_the_contract_names_every_header_of_the_consumer() -> None:
     for header in CONSUMER_HEADERS:
         assert f"`{header}`" in CONTRACT
+
+
+# --- the file of the store
+
+
+STORE = (ROOT / "queue_actor/README.md").read_text()
+STABLE = {table.strip("`"): re.findall(r"`(\w+)`", columns) for table, columns in document.table(STORE, "stable")}
+
+
+def test_the_stable_columns_are_all_those_of_jobs_but_for_the_facts() -> None:
+    assert STABLE["jobs"] == [column for column in JOB_COLUMNS if column != "facts"]
+    assert set(STABLE["queues"]) <= set(QUEUE_COLUMNS)
+
+
+@pytest.mark.parametrize("query", re.findall(r"^```sql\n(.*?)^```$", STORE, re.MULTILINE | re.DOTALL))
+def test_the_queries_for_reports_need_nothing_but_the_stable_columns_and_find_something(query: str) -> None:
+    """They are asked of the file of the last schema, and of its stable columns alone."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute("ATTACH ? AS kept", (str(ROOT / f"tests/unit/schemas/{SCHEMA_VERSION}.sqlite"),))
+    for table, columns in STABLE.items():
+        named = ", ".join(columns)
+        connection.execute(f"CREATE TABLE main.{table} AS SELECT {named} FROM kept.{table}")  # noqa: S608 - our own names
+    connection.execute("DETACH kept")
+    connection.execute("UPDATE queues SET paused = 1")
+    connection.execute("UPDATE jobs SET finished_at = unixepoch() WHERE finished_at IS NOT NULL")
+    assert connection.execute(query).fetchall()
+    connection.close()
 
 
 # --- all documents
