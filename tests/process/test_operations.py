@@ -103,6 +103,21 @@ def test_a_backup_that_cannot_be_had_leaves_the_file_as_it_was(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_client_who_reads_nothing_of_its_backup_does_not_keep_the_server_from_ending(tmp_path: Path) -> None:
+    with on(tmp_path / "data", "--request-bytes-max", "8000000") as server:
+        wait_recovered(server)
+        payload = "x" * 200_000
+        for _ in range(2):  # more than all buffers on the way hold
+            post(server, "enqueue", {"jobs": [{"type": "t", "payload": payload} for _ in range(30)]})
+        with server.connect(receive_bytes=4096) as stalled:
+            stalled.sendall(b"GET /v1/backup HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert eventually(lambda: bool(server.events("audit")))
+            assert server.request("GET", "/v1/backup").body["code"] == "backup_running"
+            server.terminate()
+            assert server.wait(seconds=5) == 0
+        assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["lock", "queue.sqlite"]
+
+
 def test_a_directory_is_checked_after_a_kill(tmp_path: Path) -> None:
     with on(tmp_path / "data") as server:
         wait_recovered(server)

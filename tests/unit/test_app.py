@@ -50,7 +50,8 @@ async def test_no_route_takes_a_method_unasked(engine: Engine, settings: Setting
     rules = list(App(engine, settings).url_map.iter_rules())
     assert not [rule for rule in rules if "OPTIONS" in (rule.methods or ())]
     assert [rule.rule for rule in rules if "HEAD" not in (rule.methods or ()) and "GET" in (rule.methods or ())] == [
-        "/jobs/dequeue"
+        "/jobs/dequeue",
+        "/v1/backup",
     ]
 
 
