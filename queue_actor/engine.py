@@ -53,8 +53,8 @@ class Backup(Protocol):
         """The bytes of the copy, a bounded number at a time."""
         ...
 
-    def close(self) -> None:
-        """Give its room back, and let the next backup begin."""
+    async def aclose(self) -> None:
+        """Give its room back, and let the next backup begin; not to be cut short."""
         ...
 
 

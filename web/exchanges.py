@@ -5,7 +5,7 @@ cancels the other. That costs more than the request, and cancels Hypercorn in th
 idle timer. Here the body is read before the handler runs, and only a handler that waits for long listens meanwhile.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -32,7 +32,7 @@ class Exchange(TrioASGIHTTPConnection):
             await self._exchange(request, receive, send)
         finally:
             for close in _closings(request):
-                close()
+                await close()
 
     async def _exchange(self, request: Request, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if is_stream(self.scope):
@@ -77,13 +77,13 @@ class BodyStream:
         return message.get("body", b"") if self._more else None
 
 
-def close_after_answer(request: Request, close: Callable[[], None]) -> None:
-    """Have something closed when the answer to this request is sent, or cannot be."""
+def close_after_answer(request: Request, close: Callable[[], Awaitable[None]]) -> None:
+    """Have something closed when the answer to this request is sent, or cannot be; it sees to it that it ends."""
     request.scope["extensions"].setdefault(EXTENSION, {}).setdefault("closings", []).append(close)
 
 
-def _closings(request: Request) -> list[Callable[[], None]]:
-    closings: list[Callable[[], None]] = request.scope["extensions"].get(EXTENSION, {}).get("closings", [])
+def _closings(request: Request) -> list[Callable[[], Awaitable[None]]]:
+    closings: list[Callable[[], Awaitable[None]]] = request.scope["extensions"].get(EXTENSION, {}).get("closings", [])
     return closings
 
 

@@ -59,7 +59,7 @@ def ops_routes(engine: Engine, condition: Callable[[], Condition]) -> Blueprint:
         """A copy of the store's file, piece by piece."""
         refuse_query(request)
         copy = await engine.backup()
-        close_after_answer(request, copy.close)
+        close_after_answer(request, copy.aclose)
         audit("backup", file_bytes=copy.file_bytes)
         answer = Reply(
             copy.pieces(),

@@ -49,7 +49,7 @@ async def test_an_engine_that_keeps_its_jobs_gives_a_copy_of_them(engine: Engine
     with pytest.raises(BackupRunning):
         await engine.backup()
     assert ids(b"".join([piece async for piece in copy.pieces()]), tmp_path / "copy") == [1, 2]
-    copy.close()
+    await copy.aclose()
     backups = engine._backups  # type: ignore[attr-defined] # it is a durable one
     backups._room_bytes = lambda: -1.0
     with pytest.raises(DiskFull):
