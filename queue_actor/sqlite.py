@@ -37,11 +37,11 @@ from queue_actor.rows import (
 )
 from queue_actor.schema import Connection, ForeignFileError, prepare
 
-ROWS_A_STATEMENT: Final = (256, 64, 16, 4, 1)
+ROWS_A_STATEMENT: Final = (1_000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 """Rows that one statement writes: so few lengths that all statements stay prepared."""
 
 CACHE_KIB: Final = 64 * 1024
-CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 """Bytes written to the log after which a commit moves them into the file."""
 
 JOB_ROW_BYTES: Final = 1_000
