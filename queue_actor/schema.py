@@ -17,11 +17,11 @@ CREATE TABLE queues (
 ) WITHOUT ROWID;
 CREATE TABLE jobs (
     queue TEXT NOT NULL, id INTEGER NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL, priority INTEGER NOT NULL,
-    created_at REAL NOT NULL, finished_at REAL, kept_until REAL, consumer TEXT, error_type TEXT, error_message TEXT,
-    facts TEXT NOT NULL, PRIMARY KEY (queue, id)
+    created_at REAL NOT NULL, kept_until REAL, consumer TEXT, facts TEXT NOT NULL, payload TEXT,
+    PRIMARY KEY (queue, id)
 );
 CREATE INDEX jobs_finished ON jobs (state, kept_until) WHERE kept_until IS NOT NULL;
-CREATE TABLE payloads (
+CREATE TABLE large_payloads (
     queue TEXT NOT NULL, id INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (queue, id)
 );
 CREATE TABLE answers (
