@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from queue_actor.directory import FILE, connect, locked, sync
 from queue_actor.jobs import FINISHED
-from queue_actor.rows import ANSWER_COLUMNS, JOB_COLUMNS, QUEUE_COLUMNS, Row, answer_of, job_of, queue_of
+from queue_actor.rows import ANSWER_COLUMNS, JOBS, QUEUE_COLUMNS, Row, answer_of, job_of, queue_of
 from queue_actor.schema import APPLICATION_ID, SCHEMA_VERSION, prepare
 from queue_actor.service import INSTANCE_BYTES
 from queue_actor.settings import SettingError
@@ -102,13 +102,12 @@ def _wrong_with_rows(connection: sqlite3.Connection, counts: Counter[str]) -> It
     for row in connection.execute(f"SELECT {', '.join(QUEUE_COLUMNS)} FROM queues"):  # noqa: S608 - our own names
         next_ids[row[0]] = row[1]
         yield from _undecoded("queue", row[:1], queue_of, row)
-    columns = ", ".join(f"jobs.{column}" for column in JOB_COLUMNS)
-    for row in connection.execute(f"SELECT {columns}, payload FROM jobs LEFT JOIN payloads USING (queue, id)"):  # noqa: S608 - our own names
+    for row in connection.execute(JOBS):
         counts[str(row[2])] += 1
         yield from _undecoded("job", row[:2], partial(_look_at, next_ids), row)
     for row in connection.execute(f"SELECT {', '.join(ANSWER_COLUMNS)} FROM answers"):  # noqa: S608 - our own names
         yield from _undecoded("answer", row[:3], answer_of, row)
-    for queue, id_ in connection.execute("SELECT queue, id FROM payloads EXCEPT SELECT queue, id FROM jobs"):
+    for queue, id_ in connection.execute("SELECT queue, id FROM large_payloads EXCEPT SELECT queue, id FROM jobs"):
         yield f"payload {queue} {id_}: there is no such job"
 
 

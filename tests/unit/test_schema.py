@@ -46,7 +46,7 @@ async def test_everything_is_found_in_a_file_of_each_released_schema(version: in
     with open_directory(settings) as data:
         async with open_engine(settings, clock=make.clock, data=data) as engine:
             await engine.ready.wait()
-            jobs = [await engine.execute(ReadJob("q", id_)) for id_ in range(1, 8)]
+            jobs = [await engine.execute(ReadJob("q", id_)) for id_ in range(1, 9)]
             assert [(job.type, job.state.value) for job in jobs] == [
                 ("concluded", "concluded"),
                 ("dead", "dead"),
@@ -55,9 +55,10 @@ async def test_everything_is_found_in_a_file_of_each_released_schema(version: in
                 ("first", "in_progress"),
                 ("scheduled", "scheduled"),
                 ("cancelled", "cancelled"),
+                ("large", "queued"),
             ]
             assert (await engine.execute(Search("q", JobFilter()))).jobs == jobs
-            concluded, dead, leased, queued, first, scheduled, _ = jobs
+            concluded, dead, leased, queued, first, scheduled, *_ = jobs
             assert [job.payload for job in jobs] == [job.payload for job in make.JOBS]
             assert [job.options for job in jobs] == [job.options for job in make.JOBS]
             assert concluded.result == b'{"r": 1.50}'
@@ -72,7 +73,7 @@ async def test_everything_is_found_in_a_file_of_each_released_schema(version: in
             assert not (await engine.execute(ReadQueue("gone"))).exists
             # What was remembered is answered again, and its token still holds the job.
             again = await engine.execute(make.ENQUEUE)
-            assert [getattr(job, "id", None) for job in again.jobs] == [1, 2, 3, 4, 5, 6, 7]
+            assert [getattr(job, "id", None) for job in again.jobs] == [1, 2, 3, 4, 5, 6, 7, 8]
             (lease,) = (await engine.execute(make.DEQUEUE)).leases
             assert (lease.job.id, lease.job.fence) == (3, leased.fence)
             assert (await engine.execute(Conclude([shown(lease)]))).single().state is JobState.CONCLUDED
@@ -80,7 +81,7 @@ async def test_everything_is_found_in_a_file_of_each_released_schema(version: in
             await engine.execute(Enqueue("q", [NewJob("new")]))
             await engine.execute(Enqueue("gone", [NewJob("new")]))
             rest = await dequeue(engine, 9)
-            assert types(rest) == ["queued", "new"]
+            assert types(rest) == ["queued", "large", "new"]
             assert queued.fence == 0
             assert min(one.job.fence for one in rest) > first.fence
             assert [one.job.id for one in (await engine.execute(Dequeue("gone"))).leases] == [2]

@@ -42,6 +42,7 @@ JOBS = [
     NewJob("first", priority=9, options=JobOptions(unique_key="k")),
     NewJob("scheduled", delay_seconds=3_600.0, ttl_seconds=7_200.0),
     NewJob("cancelled"),
+    NewJob("large", payload=b'"' + b"x" * 2_000 + b'"'),
 ]
 POLICY = QueuePolicy(max_stale=2, run_seconds_max=900.0, dead_retention_seconds=5_000.0)
 ENQUEUE = Enqueue("q", JOBS, IdempotencyKey("here", "all", b"fingerprint"))
