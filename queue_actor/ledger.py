@@ -60,7 +60,7 @@ class Ledger:
         self.run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
         self.stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
         self.recent: dict[Key, None] | None = None  # finished jobs in memory, oldest first, where a store has them all
-        self._recalled: set[Key] = set()  # of the recent ones, those that were read back from the store
+        self._redriven: set[Key] = set()  # jobs of which the store had a row as finished that is no longer true
         self._touched: set[str] = set()  # queues whose record is no longer what the store has
         self._pruned: list[Key] = []
         self._floors_moved = False
@@ -69,6 +69,7 @@ class Ledger:
         self._revision = 0
         self._id_floor = 1  # what deleted queues leave behind: their successors begin here
         self._fence_floor = 1  # 0 is the fence of a job that was never leased
+        self._departures_floor = 0  # so that a read of a deleted queue is not taken for one of its successor
 
     def take_changes(self) -> Changes:
         """What changed since the last call, but for answers; the caller stores it before he answers anyone.
@@ -128,6 +129,7 @@ class Ledger:
             # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
             fence = max(int(now.wall * 1_000_000), self._fence_floor)
             queue = self.queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
+            queue.departures = self._departures_floor
             self.touch(queue)
         return queue
 
@@ -142,6 +144,7 @@ class Ledger:
         self._readied.pop(queue.name, None)
         self._id_floor = max(self._id_floor, queue.next_id)
         self._fence_floor = max(self._fence_floor, queue.next_fence)
+        self._departures_floor = max(self._departures_floor, queue.departures + 1)
         self._floors_moved = True
         self.touch(queue)
 
@@ -357,7 +360,12 @@ class Ledger:
         (self.dead if job.state is DEAD else self.kept).clear(key)
         if self.recent is not None:
             del self.recent[key]
-            self._recalled.discard(key)
+
+    def revive(self, queue: Queue, job: Job) -> None:
+        """Take a finished job out of what counts its retention, for it is about to live again."""
+        self.unfinish(queue, job)
+        if self.recent is not None:
+            self._redriven.add((queue.name, job.id))
 
     def expire(self, queue: Queue, job: Job, now: Now) -> None:
         """Give up a waiting job whose ttl has ended."""
@@ -378,6 +386,7 @@ class Ledger:
         else:
             self.unfinish(queue, job)
         queue.forget(job.id)
+        self._redriven.discard((queue.name, job.id))
         queue.counts[job.state] -= 1
         self.counts[job.state] -= 1
         self.kept_bytes -= kept_bytes_of(job)
@@ -388,8 +397,10 @@ class Ledger:
 
     def leave_to_store(self, queue: Queue, job: Job) -> None:
         """Keep a finished job no longer in memory. It still counts: the store has it."""
-        if (queue.name, job.id) in self._recalled:
-            # It may have changed since it was recalled, so what was read of it before must not be used again.
+        key = (queue.name, job.id)
+        if key in self._redriven:
+            # Somebody may just have read how it ended before, which must not be taken for how it has ended now.
+            self._redriven.discard(key)
             queue.departures += 1
             self.touch(queue)
         self.unfinish(queue, job)
@@ -404,7 +415,6 @@ class Ledger:
         queue.first_id = min(queue.first_id, job.id)
         (self.dead if job.state is DEAD else self.kept).set(key, now.monotonic + job.kept_until - now.wall)
         self.recent[key] = None
-        self._recalled.add(key)
         self.kept_bytes += kept_bytes_of(job)
 
     def prune(self, queue: Queue, id_: int, state: JobState) -> None:

@@ -78,7 +78,7 @@ _decode_holdings = msgspec.json.Decoder(tuple[tuple[str, int, int], ...]).decode
 
 def job_row(job: Job) -> Row:
     """The row of a job, but for its payload."""
-    error = job.history[-1].error if job.history else None
+    error = next((attempt.error for attempt in reversed(job.history) if attempt.error is not None), None)
     facts = Facts(
         job.revision,
         job.place,

@@ -35,7 +35,7 @@ from queue_actor.rows import (
     queue_of,
     queue_row,
 )
-from queue_actor.schema import Connection, ForeignFileError, prepare
+from queue_actor.schema import APPLICATION_ID, Connection, ForeignFileError, prepare
 
 ROWS_A_STATEMENT: Final = (256, 64, 16, 4, 1)
 """Rows that one statement writes: so few lengths that all statements stay prepared."""
@@ -44,11 +44,17 @@ CACHE_KIB: Final = 64 * 1024
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 """Bytes written to the log after which a commit moves them into the file."""
 
+COMMIT_BYTES: Final = 16 * 1024
+"""What a commit is taken to write beside the rows: the log has whole pages, one at least of each table and index."""
+
 JOB_ROW_BYTES: Final = 1_000
 """What a job's row is taken to write: itself, and its share of the pages it changes."""
 
 COMMITS_MEASURED: Final = 1_000
 """The last commits, whose latency the statistics tell."""
+
+WAL_BYTES_KEPT: Final = 4 * CHECKPOINT_BYTES
+"""Size that the log's file is cut down to when it has been emptied: more than it has unless somebody keeps it full."""
 
 PROGRESS_JOBS: Final = 100_000
 """Jobs read between two lines of the log during recovery."""
@@ -115,15 +121,20 @@ class SqliteStore:
     def _set_up(self, fresh_secret: bytes, fresh_instance: str) -> None:
         execute = self._connection.execute
         execute(f"PRAGMA cache_size = {-CACHE_KIB}")
+        (application,) = execute("PRAGMA application_id").fetchone()
+        if application != APPLICATION_ID and execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ForeignFileError("it is another program's")  # before it is made to have a log
         ((mode,),) = execute("PRAGMA journal_mode = WAL").fetchall()
         if mode not in {"wal", "memory"}:  # the latter is what a database in memory has, as in tests
             raise ForeignFileError(f"SQLite keeps its journal as {mode} there, and not as a log")
         execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'full' else 'NORMAL'}")
+        execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}").fetchall()
         execute("PRAGMA wal_autocheckpoint = 0")  # SQLite passes over errors of its own checkpoints
         prepare(self._connection, fresh_secret, fresh_instance)
-        self._make_safe()
         meta = dict(execute("SELECT name, value FROM meta"))
-        self.secret: bytes = bytes(meta["secret"])
+        if not isinstance(meta.get("secret"), bytes) or not isinstance(meta.get("instance"), str):
+            raise ForeignFileError("it has no secret or no instance")
+        self.secret: bytes = meta["secret"]
         self.instance: str = meta["instance"]
 
     def _make_safe(self) -> None:
@@ -131,11 +142,14 @@ class SqliteStore:
 
         Its last commit can be read although it was never flushed. A checkpoint flushes it; and since SQLite does not
         flush that the log is empty then, a commit does, which begins the log anew.
+
+        This is the first that is written to the file, and so it comes after all has been read: one that cannot be
+        understood is left as it is.
         """
         execute = self._connection.execute
         ((busy, _, _),) = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         if busy:
-            raise ForeignFileError("another program reads it and does not end")
+            raise UnreadableError(f"{self._path} cannot be used: another program reads it and does not end")
         execute("BEGIN IMMEDIATE")
         execute("INSERT INTO meta VALUES ('starts', 1) ON CONFLICT DO UPDATE SET value = value + 1")
         execute("COMMIT")
@@ -189,7 +203,7 @@ class SqliteStore:
         texts = [(*key, payload.decode()) for key, payload in payloads.items() if payload is not None]
         self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in last.values() if job is not None], keys=2)
         self._upsert("payloads", ("queue", "id", "payload"), texts, keys=2)
-        self._unmoved_bytes += JOB_ROW_BYTES * len(last) + sum(len(text[-1]) for text in texts)
+        self._unmoved_bytes += COMMIT_BYTES + JOB_ROW_BYTES * len(last) + sum(len(text[-1]) for text in texts)
 
     def _write_queues(self, changes: Changes) -> None:
         there = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
@@ -231,7 +245,7 @@ class SqliteStore:
         """Let a new engine have what is kept, in a thread. False: the process is about to end, and it was broken off.
 
         Raises:
-            UnreadableError: The file holds what cannot be understood.
+            UnreadableError: The file holds what cannot be understood, or somebody else keeps hold of it.
         """
 
         def recover() -> bool:
@@ -241,6 +255,7 @@ class SqliteStore:
                 return False
             except Exception as error:  # whatever goes wrong here is in the file: nothing has been served yet
                 raise UnreadableError(f"{self._path} cannot be read: {type(error).__name__}: {error}") from error
+            self._make_safe()
             return True
 
         done: bool = await self._run_in_thread(recover)

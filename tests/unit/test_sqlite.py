@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from queue_actor import sqlite
 from queue_actor.changes import AnswerRecord, Changes, Floors, QueueRecord, Recovered
@@ -39,7 +40,9 @@ def on_disk(path: Path, connect: Callable[[Path], Any] = connect) -> SqliteStore
 
 async def recovered(store: SqliteStore) -> tuple[Recovered, list[Job]]:
     seen: list[tuple[Recovered, list[Job]]] = []
-    assert await store.recover(lambda found: seen.append((found, list(found.jobs))))
+    assert await store.recover(
+        lambda found: seen.append((replace(found, answers=list(found.answers)), list(found.jobs)))
+    )
     return seen[0]
 
 
@@ -62,6 +65,7 @@ async def test_a_batch_is_recovered_as_it_was_told() -> None:
     assert found.queues == [queue]
     assert found.finished == {("q", JobState.CANCELLED): 1}
     assert (found.revision, found.floors) == (4, Floors(7, 8))
+    assert [(record.key, record.answer) for record in found.answers] == [("k", (("q", 1, 8),))]
     store.close()
 
 
