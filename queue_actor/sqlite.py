@@ -44,6 +44,9 @@ CACHE_KIB: Final = 64 * 1024
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 """Bytes written to the log after which a commit moves them into the file."""
 
+CHECKPOINT_BYTES_FULL: Final = 256 * 1024
+"""The same when the disk is full."""
+
 COMMIT_BYTES: Final = 16 * 1024
 """What a commit is taken to write beside the rows: the log has whole pages, one at least of each table and index."""
 
@@ -168,7 +171,11 @@ class SqliteStore:
                 await self._run_in_thread(lambda: self._write(changes))
             self._latencies.append(perf_counter() - started)
             self._commits += 1
-        self.room_bytes = self._free()
+        elif self.room_bytes <= 0 and self._unmoved_bytes:
+            with trio.CancelScope(shield=True):
+                await self._run_in_thread(self._move_log)
+        # What the log has will be in the file as well.
+        self.room_bytes = self._free() - self._unmoved_bytes
 
     def _write(self, changes: Changes) -> None:
         execute = self._connection.execute
@@ -177,9 +184,13 @@ class SqliteStore:
         self._write_queues(changes)
         self._write_answers(changes.answers)
         execute("COMMIT")
-        if self._unmoved_bytes > CHECKPOINT_BYTES:
-            execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            self._unmoved_bytes = 0
+        # On a full disk the log must not take the room in which the jobs that are there can end.
+        if self._unmoved_bytes > (CHECKPOINT_BYTES if self.room_bytes > 0 else CHECKPOINT_BYTES_FULL):
+            self._move_log()
+
+    def _move_log(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._unmoved_bytes = 0
 
     def _write_jobs(self, changes: Changes) -> None:
         last: dict[tuple[str, int], Job | None] = dict.fromkeys(changes.pruned)
