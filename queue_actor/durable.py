@@ -207,7 +207,10 @@ class DurableEngine:
         part: Callable[[list[int]], Command[Results]],
     ) -> Results:
         """Carry out a command that treats each job for itself; what memory has forgotten is looked for in the store."""
-        results = list((await engine.execute(command)).jobs)
+        if isinstance(command, Redrive) and len(command.ids) > 1:
+            results = list((await self._together(engine, command)).jobs)
+        else:
+            results = list((await engine.execute(command)).jobs)
         for _ in range(READS_MAX):
             lost: dict[str, list[int]] = {}
             for place, result in enumerate(results):
@@ -229,6 +232,14 @@ class DurableEngine:
             if certain:
                 break
         return Results(results)
+
+    async def _together(self, engine: Engine, command: Redrive) -> Results:
+        """Redrive jobs that are in memory and jobs that are not, so that they come to stand in the order asked."""
+        found = await self._archive.find(command.queue, command.ids)
+        try:
+            return await engine.execute(Recalled(command, found.jobs, found.departures))
+        except ForgottenJob:
+            return await engine.execute(command)
 
     async def _bulk(self, engine: Engine, command: Bulk) -> BulkDone:
         """One slice: no further than the last of the jobs that were read for it."""
