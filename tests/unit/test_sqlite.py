@@ -163,6 +163,63 @@ def test_a_log_that_somebody_keeps_from_being_emptied_is_warned_about_once(
     store.close()
 
 
+async def test_a_log_is_not_thought_much_shorter_than_it_is(tmp_path: Path) -> None:
+    store = on_disk(tmp_path / "q")
+    for n in range(1, 201):
+        await store.commit(Changes(n, [Change(n, None, a_job(n))], {"q": QueueRecord("q", n + 1, 1, QueuePolicy())}))
+    assert store.statistics().wal_bytes < 2 * store._unmoved_bytes
+    store.close()
+
+
+async def test_a_log_that_somebody_kept_from_being_emptied_is_cut_down_when_he_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "WAL_BYTES_KEPT", 400_000)
+    store = on_disk(tmp_path / "q")
+    at = 0
+
+    async def commit(times: int) -> int:
+        nonlocal at
+        for _ in range(times):
+            at += 1
+            await store.commit(Changes(at, [Change(at, None, a_job(at, payload=b'"%s"' % (b"x" * 10_000)))]))
+        return store.statistics().wal_bytes
+
+    assert await commit(100) < 400_000
+    reader = connect(tmp_path / "q")
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (100,)
+    grown = await commit(100)
+    assert grown > 1_000_000
+    reader.close()
+    assert await commit(100) <= 400_000
+    store.close()
+
+
+async def test_the_log_of_a_full_disk_is_moved_without_a_commit(tmp_path: Path) -> None:
+    store = on_disk(tmp_path / "q")
+    await store.commit(Changes(1, [Change(1, None, a_job(1))]))
+    there = store.statistics().file_bytes
+    store._free = lambda: 10_000.0
+    await store.commit(Changes(2, [Change(2, None, a_job(2))]))
+    assert store.room_bytes < 0, "what the log has is to be in the file as well"
+    await store.commit(Changes(2))
+    assert store.room_bytes == 10_000
+    assert store.statistics().file_bytes > there
+    store.close()
+
+
+async def test_the_log_of_a_full_disk_stays_short(tmp_path: Path) -> None:
+    store = on_disk(tmp_path / "q")
+    store._free = lambda: -1.0
+    await store.commit(Changes(1, [Change(1, None, a_job(1))]))
+    for n in range(2, 200):
+        await store.commit(Changes(n, [Change(n, a_job(1, revision=n - 1), a_job(1, revision=n))]))
+    assert store.statistics().wal_bytes < 2 * sqlite.CHECKPOINT_BYTES_FULL
+    store.close()
+
+
 def test_a_place_where_sqlite_cannot_keep_a_log_is_refused(tmp_path: Path) -> None:
     class Stubborn(sqlite3.Connection):
         def execute(self, statement: str, /, *parameters: Any) -> sqlite3.Cursor:
