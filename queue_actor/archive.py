@@ -22,7 +22,7 @@ _JOBS = (
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Finished jobs, and how often any of its finished jobs had left each queue when they were read."""
+    """Finished jobs, and `departures` of their queues when they were read."""
 
     jobs: Sequence[Job]
     departures: Mapping[str, int]

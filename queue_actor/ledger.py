@@ -67,9 +67,7 @@ class Ledger:
         self._readied: dict[str, None] = {}
         self._changes: list[Change] = []
         self._revision = 0
-        self._id_floor = 1  # what deleted queues leave behind: their successors begin here
-        self._fence_floor = 1  # 0 is the fence of a job that was never leased
-        self._departures_floor = 0  # so that a read of a deleted queue is not taken for one of its successor
+        self._id_floor = self._fence_floor = 1  # what deleted queues leave behind; fence 0 is of a job never leased
 
     def take_changes(self) -> Changes:
         """What changed since the last call, but for answers; the caller stores it before he answers anyone.
@@ -129,7 +127,7 @@ class Ledger:
             # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
             fence = max(int(now.wall * 1_000_000), self._fence_floor)
             queue = self.queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
-            queue.departures = self._departures_floor
+            queue.departures = self._revision  # so that a read of a deleted queue is none of its successor
             self.touch(queue)
         return queue
 
@@ -144,7 +142,6 @@ class Ledger:
         self._readied.pop(queue.name, None)
         self._id_floor = max(self._id_floor, queue.next_id)
         self._fence_floor = max(self._fence_floor, queue.next_fence)
-        self._departures_floor = max(self._departures_floor, queue.departures + 1)
         self._floors_moved = True
         self.touch(queue)
 
@@ -360,12 +357,7 @@ class Ledger:
         (self.dead if job.state is DEAD else self.kept).clear(key)
         if self.recent is not None:
             del self.recent[key]
-
-    def revive(self, queue: Queue, job: Job) -> None:
-        """Take a finished job out of what counts its retention, for it is about to live again."""
-        self.unfinish(queue, job)
-        if self.recent is not None:
-            self._redriven.add((queue.name, job.id))
+            self._redriven.add(key)
 
     def expire(self, queue: Queue, job: Job, now: Now) -> None:
         """Give up a waiting job whose ttl has ended."""
@@ -374,8 +366,7 @@ class Ledger:
 
     def resume(self, recovered: Recovered) -> None:
         """Count on from where a former life has ended, with a store that has all finished jobs."""
-        self.recent = {}
-        self._revision = recovered.revision
+        self.recent, self._revision = {}, recovered.revision
         self._id_floor, self._fence_floor = recovered.floors.id, recovered.floors.fence
 
     def forget(self, queue: Queue, job: Job, _now: Now) -> Job:
@@ -391,7 +382,7 @@ class Ledger:
         self.counts[job.state] -= 1
         self.kept_bytes -= kept_bytes_of(job)
         self._revision += 1
-        queue.departures += 1
+        queue.departures = self._revision
         self._changes.append(Change(self._revision, job, None))
         return job
 
@@ -400,10 +391,10 @@ class Ledger:
         key = (queue.name, job.id)
         if key in self._redriven:
             # Somebody may just have read how it ended before, which must not be taken for how it has ended now.
-            self._redriven.discard(key)
-            queue.departures += 1
+            queue.departures = self._revision
             self.touch(queue)
         self.unfinish(queue, job)
+        self._redriven.discard(key)
         queue.forget(job.id)
         self.kept_bytes -= kept_bytes_of(job)
 
@@ -422,7 +413,7 @@ class Ledger:
         queue.counts[state] -= 1
         self.counts[state] -= 1
         self._revision += 1
-        queue.departures += 1
+        queue.departures = self._revision
         self.touch(queue)
         self._pruned.append((queue.name, id_))
 

@@ -11,6 +11,7 @@ have it back, which beside a busy event loop costs more than the step itself.
 """
 
 import logging
+import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -171,7 +172,8 @@ class SqliteStore:
                 await self._run_in_thread(lambda: self._write(changes))
             self._latencies.append(perf_counter() - started)
             self._commits += 1
-        elif self.room_bytes <= 0 and self._unmoved_bytes:
+        elif self.room_bytes <= 0 and self._unmoved_bytes and self._free() > 0:
+            # There may be room: how much of the log adds to the file is known when it has been moved.
             with trio.CancelScope(shield=True):
                 await self._run_in_thread(self._move_log)
         # What the log has will be in the file as well.
@@ -266,7 +268,10 @@ class SqliteStore:
                 return False
             except Exception as error:  # whatever goes wrong here is in the file: nothing has been served yet
                 raise UnreadableError(f"{self._path} cannot be read: {type(error).__name__}: {error}") from error
-            self._make_safe()
+            try:
+                self._make_safe()
+            except sqlite3.Error as error:
+                raise UnreadableError(f"{self._path} cannot be used: {error}") from error
             return True
 
         done: bool = await self._run_in_thread(recover)

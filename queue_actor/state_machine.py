@@ -564,7 +564,7 @@ class StateMachine:
         key = job.options.unique_key
         if key is not None and queue.unique.setdefault(key, job.id) != job.id:
             raise UniqueKeyTaken(f"job {queue.unique[key]} has the unique key of job {job.id}")
-        self._ledger.revive(queue, job)
+        self._ledger.unfinish(queue, job)
         facts = {
             "fails": 0,
             "stales": 0,

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from queue_actor import sqlite
 from queue_actor.changes import AnswerRecord, Changes, Floors, QueueRecord, Recovered
 from queue_actor.directory import connect
+from queue_actor.engine import UnreadableError
 from queue_actor.jobs import Change, Job, JobState, QueuePolicy
 from queue_actor.schema import ForeignFileError
 from queue_actor.sqlite import SqliteStore
@@ -171,9 +172,10 @@ async def test_a_log_is_not_thought_much_shorter_than_it_is(tmp_path: Path) -> N
     store.close()
 
 
-async def test_a_log_that_somebody_kept_from_being_emptied_is_cut_down_when_he_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_log_that_somebody_kept_from_being_emptied_is_warned_about_and_cut_down_when_he_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite, "WAL_BYTES_WARNING", 900_000)
     monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 100_000)
     monkeypatch.setattr(sqlite, "WAL_BYTES_KEPT", 400_000)
     store = on_disk(tmp_path / "q")
@@ -184,16 +186,19 @@ async def test_a_log_that_somebody_kept_from_being_emptied_is_cut_down_when_he_h
         for _ in range(times):
             at += 1
             await store.commit(Changes(at, [Change(at, None, a_job(at, payload=b'"%s"' % (b"x" * 10_000)))]))
+            store.watch_log()
         return store.statistics().wal_bytes
 
     assert await commit(100) < 400_000
     reader = connect(tmp_path / "q")
     reader.execute("BEGIN")
     assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (100,)
-    grown = await commit(100)
-    assert grown > 1_000_000
+    assert await commit(100) > 1_000_000
+    assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (100,)
+    assert [record.message for record in caplog.records] == ["log_grows"]
     reader.close()
     assert await commit(100) <= 400_000
+    assert len(caplog.records) == 1
     store.close()
 
 
@@ -204,6 +209,10 @@ async def test_the_log_of_a_full_disk_is_moved_without_a_commit(tmp_path: Path) 
     store._free = lambda: 10_000.0
     await store.commit(Changes(2, [Change(2, None, a_job(2))]))
     assert store.room_bytes < 0, "what the log has is to be in the file as well"
+    store._free = lambda: -1.0
+    await store.commit(Changes(2))
+    assert store.room_bytes < -1, "it is not moved where there is no room for it in any case"
+    store._free = lambda: 10_000.0
     await store.commit(Changes(2))
     assert store.room_bytes == 10_000
     assert store.statistics().file_bytes > there
@@ -227,6 +236,19 @@ def test_a_place_where_sqlite_cannot_keep_a_log_is_refused(tmp_path: Path) -> No
 
     with pytest.raises(ForeignFileError, match="as delete"):
         on_disk(tmp_path / "q", lambda path: sqlite3.connect(path, isolation_level=None, factory=Stubborn))
+
+
+async def test_a_file_that_cannot_be_made_safe_is_told_of(tmp_path: Path) -> None:
+    class Full(sqlite3.Connection):
+        def execute(self, statement: str, /, *parameters: Any) -> sqlite3.Cursor:
+            if "TRUNCATE" in statement:
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *parameters)
+
+    store = on_disk(tmp_path / "q", lambda path: sqlite3.connect(path, isolation_level=None, factory=Full))
+    with pytest.raises(UnreadableError, match="q cannot be used: database or disk is full"):
+        await recovered(store)
+    store.close()
 
 
 async def test_a_job_that_was_made_and_forgotten_in_one_batch_is_not_there() -> None:
