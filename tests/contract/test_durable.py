@@ -578,3 +578,12 @@ async def test_a_job_is_found_by_its_last_error_in_the_store_as_in_memory(lives:
         await conclude(engine, (await dequeue(engine))[0])
         found = await engine.execute(Search("q", JobFilter(error="broke")))
         assert [job.id for job in found.jobs] == [1]
+
+
+async def test_a_job_in_memory_is_forgotten_when_the_store_says_that_its_time_is_over(lives: Lives) -> None:
+    async with lives.life(retention_seconds=100) as engine:
+        await ended(engine, 2)
+        lives.clock.wall_ahead_seconds += 101
+        await pass_time(60)
+        assert await counts(engine) == recount(lives) == {}
+        assert machine_of(engine)._queues["q"].jobs == {}
