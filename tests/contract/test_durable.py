@@ -587,3 +587,15 @@ async def test_a_job_in_memory_is_forgotten_when_the_store_says_that_its_time_is
         await pass_time(60)
         assert await counts(engine) == recount(lives) == {}
         assert machine_of(engine)._queues["q"].jobs == {}
+
+
+async def test_of_jobs_beyond_their_number_those_go_first_whose_time_would_have_come_first(lives: Lives) -> None:
+    async with lives.life(retention_jobs=3, recent_jobs=1) as engine:
+        await enqueue(engine, *"abcd")
+        for id_ in (2, 1):
+            await engine.execute(Cancel("q", [id_]))
+            await pass_time(1)
+        for leased in await dequeue(engine, 2):
+            await conclude(engine, leased)
+        assert (await engine.execute(Sweep())).forgotten == 1
+        assert [job.id for job in (await engine.execute(Search("q", JobFilter()))).jobs] == [1, 3, 4]
