@@ -24,7 +24,7 @@ _LAST_ERROR_HAS = """EXISTS (
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Finished jobs, and how often any of its finished jobs had left each queue when they were read."""
+    """Finished jobs, and `departures` of their queues when they were read."""
 
     jobs: Sequence[Job]
     departures: Mapping[str, int]
@@ -111,9 +111,14 @@ class Archive:
                 aged = [
                     key for state in sorted(FINISHED) for key in self._first(f"state = '{state}'", limit, until=now)
                 ]
-                many = self._first("state = 'dead'", min(limit, dead_over)) if dead_over else []
-                if over:
-                    many += self._first("state IN ('concluded', 'cancelled')", min(limit, over))
+                many = self._first("state = 'dead'", min(limit, dead_over))
+                # Each state by itself, for so each is in order in the index.
+                done = [
+                    ended
+                    for state in ("cancelled", "concluded")
+                    for ended in self._first(f"state = '{state}'", min(limit, over))
+                ]
+                many += sorted(done, key=lambda ended: ended.kept_until)[: min(limit, over)]
                 return Overdue(aged, many, self._departures({job.queue for job in aged + many}))
             finally:
                 self._connection.execute("COMMIT")

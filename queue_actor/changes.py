@@ -27,7 +27,7 @@ class QueueRecord(msgspec.Struct, frozen=True):
     policy: QueuePolicy
     paused: bool = False
     declared: bool = False
-    departures: int = 0  # how often one of its finished jobs left so that earlier reads of the store are of no use
+    departures: int = 0  # the last revision that made earlier reads of finished jobs in the store useless
 
 
 class AnswerRecord(msgspec.Struct, frozen=True):

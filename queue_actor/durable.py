@@ -196,17 +196,15 @@ class DurableEngine:
             return await engine.execute(command)
         except ForgottenJob:
             found = await self._archive.find(command.queue, [command.id])
-            if not found.jobs:
-                raise
-            return found.jobs[0]
+        # It may have been redriven between the two.
+        return found.jobs[0] if found.jobs else await engine.execute(command)
 
     async def _position(self, engine: Engine, command: ReadPosition) -> Position:
         try:
             return await engine.execute(command)
         except ForgottenJob:
-            if not (await self._archive.find(command.queue, [command.id])).jobs:
-                raise
-            return Position(None)  # it has ended
+            found = await self._archive.find(command.queue, [command.id])
+        return Position(None) if found.jobs else await engine.execute(command)
 
     async def _each(
         self,
@@ -216,7 +214,10 @@ class DurableEngine:
         part: Callable[[list[int]], Command[Results]],
     ) -> Results:
         """Carry out a command that treats each job for itself; what memory has forgotten is looked for in the store."""
-        results = list((await engine.execute(command)).jobs)
+        if isinstance(command, Redrive) and len(command.ids) > 1:
+            results = list((await self._together(engine, command)).jobs)
+        else:
+            results = list((await engine.execute(command)).jobs)
         for _ in range(READS_MAX):
             lost: dict[str, list[int]] = {}
             for place, result in enumerate(results):
@@ -227,19 +228,25 @@ class DurableEngine:
             certain = True
             for queue, places in lost.items():
                 found = await self._archive.find(queue, sorted({keys[place][1] for place in places}))
-                there = {job.id for job in found.jobs}
-                again = [place for place in places if keys[place][1] in there]
-                if again:
-                    try:
-                        answers = await engine.execute(Recalled(part(again), found.jobs, found.departures))
-                    except ForgottenJob:
-                        certain = False
-                        continue
-                    for place, answer in zip(again, answers.jobs, strict=True):
-                        results[place] = answer
+                # All are asked for again: what is not in the store may have been redriven meanwhile.
+                try:
+                    answers = await engine.execute(Recalled(part(places), found.jobs, found.departures))
+                except ForgottenJob:
+                    certain = False
+                    continue
+                for place, answer in zip(places, answers.jobs, strict=True):
+                    results[place] = answer
             if certain:
                 break
         return Results(results)
+
+    async def _together(self, engine: Engine, command: Redrive) -> Results:
+        """Redrive jobs that are in memory and jobs that are not, so that they come to stand in the order asked."""
+        found = await self._archive.find(command.queue, command.ids)
+        try:
+            return await engine.execute(Recalled(command, found.jobs, found.departures))
+        except ForgottenJob:
+            return await engine.execute(command)
 
     async def _bulk(self, engine: Engine, command: Bulk) -> BulkDone:
         """One slice: no further than the last of the jobs that were read for it."""
@@ -274,11 +281,13 @@ class DurableEngine:
         if not overdue.aged and not overdue.over:
             self._looked_at = now.monotonic
             return swept
-        aged = await engine.execute(Prune(overdue.aged, overdue.departures))
-        over = await engine.execute(Prune(overdue.over, overdue.departures))
+        # One kind at a time: those that are forgotten for their time are no longer too many.
+        gone = await engine.execute(Prune(overdue.aged or overdue.over, overdue.departures))
         return replace(
             swept,
-            forgotten=swept.forgotten + aged.count + over.count,
-            dead_lost=swept.dead_lost + over.dead,
-            more=swept.more or max(len(overdue.aged), swept.over, swept.dead_over) >= limit,
+            forgotten=swept.forgotten + gone.count,
+            dead_lost=swept.dead_lost + (0 if overdue.aged else gone.dead),
+            more=swept.more
+            or max(len(overdue.aged), swept.over, swept.dead_over) >= limit
+            or bool(overdue.aged and overdue.over),
         )

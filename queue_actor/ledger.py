@@ -60,15 +60,14 @@ class Ledger:
         self.run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
         self.stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
         self.recent: dict[Key, None] | None = None  # finished jobs in memory, oldest first, where a store has them all
-        self._recalled: set[Key] = set()  # of the recent ones, those that were read back from the store
+        self._redriven: set[Key] = set()  # jobs of which the store had a row as finished that is no longer true
         self._touched: set[str] = set()  # queues whose record is no longer what the store has
         self._pruned: list[Key] = []
         self._floors_moved = False
         self._readied: dict[str, None] = {}
         self._changes: list[Change] = []
         self._revision = 0
-        self._id_floor = 1  # what deleted queues leave behind: their successors begin here
-        self._fence_floor = 1  # 0 is the fence of a job that was never leased
+        self._id_floor = self._fence_floor = 1  # what deleted queues leave behind; fence 0 is of a job never leased
 
     def take_changes(self) -> Changes:
         """What changed since the last call, but for answers; the caller stores it before he answers anyone.
@@ -128,6 +127,7 @@ class Ledger:
             # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
             fence = max(int(now.wall * 1_000_000), self._fence_floor)
             queue = self.queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
+            queue.departures = self._revision  # so that a read of a deleted queue is none of its successor
             self.touch(queue)
         return queue
 
@@ -357,7 +357,7 @@ class Ledger:
         (self.dead if job.state is DEAD else self.kept).clear(key)
         if self.recent is not None:
             del self.recent[key]
-            self._recalled.discard(key)
+            self._redriven.add(key)
 
     def expire(self, queue: Queue, job: Job, now: Now) -> None:
         """Give up a waiting job whose ttl has ended."""
@@ -366,8 +366,7 @@ class Ledger:
 
     def resume(self, recovered: Recovered) -> None:
         """Count on from where a former life has ended, with a store that has all finished jobs."""
-        self.recent = {}
-        self._revision = recovered.revision
+        self.recent, self._revision = {}, recovered.revision
         self._id_floor, self._fence_floor = recovered.floors.id, recovered.floors.fence
 
     def forget(self, queue: Queue, job: Job, _now: Now) -> Job:
@@ -378,21 +377,24 @@ class Ledger:
         else:
             self.unfinish(queue, job)
         queue.forget(job.id)
+        self._redriven.discard((queue.name, job.id))
         queue.counts[job.state] -= 1
         self.counts[job.state] -= 1
         self.kept_bytes -= kept_bytes_of(job)
         self._revision += 1
-        queue.departures += 1
+        queue.departures = self._revision
         self._changes.append(Change(self._revision, job, None))
         return job
 
     def leave_to_store(self, queue: Queue, job: Job) -> None:
         """Keep a finished job no longer in memory. It still counts: the store has it."""
-        if (queue.name, job.id) in self._recalled:
-            # It may have changed since it was recalled, so what was read of it before must not be used again.
-            queue.departures += 1
+        key = (queue.name, job.id)
+        if key in self._redriven:
+            # Somebody may just have read how it ended before, which must not be taken for how it has ended now.
+            queue.departures = self._revision
             self.touch(queue)
         self.unfinish(queue, job)
+        self._redriven.discard(key)
         queue.forget(job.id)
         self.kept_bytes -= kept_bytes_of(job)
 
@@ -404,7 +406,6 @@ class Ledger:
         queue.first_id = min(queue.first_id, job.id)
         (self.dead if job.state is DEAD else self.kept).set(key, now.monotonic + job.kept_until - now.wall)
         self.recent[key] = None
-        self._recalled.add(key)
         self.kept_bytes += kept_bytes_of(job)
 
     def prune(self, queue: Queue, id_: int, state: JobState) -> None:
@@ -412,7 +413,7 @@ class Ledger:
         queue.counts[state] -= 1
         self.counts[state] -= 1
         self._revision += 1
-        queue.departures += 1
+        queue.departures = self._revision
         self.touch(queue)
         self._pruned.append((queue.name, id_))
 

@@ -43,7 +43,7 @@ class Queue:
         self.name = name
         self.policy: QueuePolicy = first_policy(name)
         self.declared = False
-        self.departures = 0  # counts what makes earlier reads of the store unusable
+        self.departures = 0  # the last revision that made earlier reads of the store useless
         self.paused = False
         self.jobs: dict[int, Job] = {}
         self.ready = Ready(settings)

@@ -11,6 +11,7 @@ have it back, which beside a busy event loop costs more than the step itself.
 """
 
 import logging
+import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ from queue_actor.rows import (
     queue_of,
     queue_row,
 )
-from queue_actor.schema import Connection, ForeignFileError, prepare
+from queue_actor.schema import APPLICATION_ID, Connection, ForeignFileError, prepare
 
 ROWS_A_STATEMENT: Final = (1_000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 """Rows that one statement writes: so few lengths that all statements stay prepared."""
@@ -48,11 +49,20 @@ INLINE_CHARACTERS_MAX: Final = 1_000
 CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 """Bytes written to the log after which a commit moves them into the file."""
 
+CHECKPOINT_BYTES_FULL: Final = 256 * 1024
+"""The same when the disk is full."""
+
+COMMIT_BYTES: Final = 16 * 1024
+"""What a commit is taken to write beside the rows: the log has whole pages, one at least of each table and index."""
+
 JOB_ROW_BYTES: Final = 1_000
 """What a job's row is taken to write: itself, and its share of the pages it changes."""
 
 COMMITS_MEASURED: Final = 1_000
 """The last commits, whose latency the statistics tell."""
+
+WAL_BYTES_KEPT: Final = 4 * CHECKPOINT_BYTES
+"""Size that the log's file is cut down to when it has been emptied: more than it has unless somebody keeps it full."""
 
 PROGRESS_JOBS: Final = 100_000
 """Jobs read between two lines of the log during recovery."""
@@ -119,15 +129,20 @@ class SqliteStore:
     def _set_up(self, fresh_secret: bytes, fresh_instance: str) -> None:
         execute = self._connection.execute
         execute(f"PRAGMA cache_size = {-CACHE_KIB}")
+        (application,) = execute("PRAGMA application_id").fetchone()
+        if application != APPLICATION_ID and execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ForeignFileError("it is another program's")  # before it is made to have a log
         ((mode,),) = execute("PRAGMA journal_mode = WAL").fetchall()
         if mode not in {"wal", "memory"}:  # the latter is what a database in memory has, as in tests
             raise ForeignFileError(f"SQLite keeps its journal as {mode} there, and not as a log")
         execute(f"PRAGMA synchronous = {'FULL' if self.durability == 'full' else 'NORMAL'}")
+        execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}").fetchall()
         execute("PRAGMA wal_autocheckpoint = 0")  # SQLite passes over errors of its own checkpoints
         prepare(self._connection, fresh_secret, fresh_instance)
-        self._make_safe()
         meta = dict(execute("SELECT name, value FROM meta"))
-        self.secret: bytes = bytes(meta["secret"])
+        if not isinstance(meta.get("secret"), bytes) or not isinstance(meta.get("instance"), str):
+            raise ForeignFileError("it has no secret or no instance")
+        self.secret: bytes = meta["secret"]
         self.instance: str = meta["instance"]
 
     def _make_safe(self) -> None:
@@ -135,11 +150,14 @@ class SqliteStore:
 
         Its last commit can be read although it was never flushed. A checkpoint flushes it; and since SQLite does not
         flush that the log is empty then, a commit does, which begins the log anew.
+
+        This is the first that is written to the file, and so it comes after all has been read: one that cannot be
+        understood is left as it is.
         """
         execute = self._connection.execute
         ((busy, _, _),) = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         if busy:
-            raise ForeignFileError("another program reads it and does not end")
+            raise UnreadableError(f"{self._path} cannot be used: another program reads it and does not end")
         execute("BEGIN IMMEDIATE")
         execute("INSERT INTO meta VALUES ('starts', 1) ON CONFLICT DO UPDATE SET value = value + 1")
         execute("COMMIT")
@@ -158,7 +176,12 @@ class SqliteStore:
                 await self._run_in_thread(lambda: self._write(changes))
             self._latencies.append(perf_counter() - started)
             self._commits += 1
-        self.room_bytes = self._free()
+        elif self.room_bytes <= 0 and self._unmoved_bytes and self._free() > 0:
+            # There may be room: how much of the log adds to the file is known when it has been moved.
+            with trio.CancelScope(shield=True):
+                await self._run_in_thread(self._move_log)
+        # What the log has will be in the file as well.
+        self.room_bytes = self._free() - self._unmoved_bytes
 
     def _write(self, changes: Changes) -> None:
         execute = self._connection.execute
@@ -167,9 +190,13 @@ class SqliteStore:
         self._write_queues(changes)
         self._write_answers(changes.answers)
         execute("COMMIT")
-        if self._unmoved_bytes > CHECKPOINT_BYTES:
-            execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            self._unmoved_bytes = 0
+        # On a full disk the log must not take the room in which the jobs that are there can end.
+        if self._unmoved_bytes > (CHECKPOINT_BYTES if self.room_bytes > 0 else CHECKPOINT_BYTES_FULL):
+            self._move_log()
+
+    def _move_log(self) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._unmoved_bytes = 0
 
     def _write_jobs(self, changes: Changes) -> None:
         """Write the last version of each job; its payload only if that is new, for it hardly ever changes."""
@@ -195,7 +222,7 @@ class SqliteStore:
             self._delete("large_payloads", list(large))
         self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in there if (job.queue, job.id) not in paid], keys=2)
         self._write_payloads([job for job in there if (job.queue, job.id) in paid])
-        self._unmoved_bytes += JOB_ROW_BYTES * len(last)
+        self._unmoved_bytes += COMMIT_BYTES + JOB_ROW_BYTES * len(last)
 
     def _write_payloads(self, jobs: Sequence[Job]) -> None:
         """Write jobs with their payloads. A large one has a row of its own, which later versions leave alone."""
@@ -251,7 +278,7 @@ class SqliteStore:
         """Let a new engine have what is kept, in a thread. False: the process is about to end, and it was broken off.
 
         Raises:
-            UnreadableError: The file holds what cannot be understood.
+            UnreadableError: The file holds what cannot be understood, or somebody else keeps hold of it.
         """
 
         def recover() -> bool:
@@ -261,6 +288,10 @@ class SqliteStore:
                 return False
             except Exception as error:  # whatever goes wrong here is in the file: nothing has been served yet
                 raise UnreadableError(f"{self._path} cannot be read: {type(error).__name__}: {error}") from error
+            try:
+                self._make_safe()
+            except sqlite3.Error as error:
+                raise UnreadableError(f"{self._path} cannot be used: {error}") from error
             return True
 
         done: bool = await self._run_in_thread(recover)

@@ -2,7 +2,7 @@
 # Proves the project: scripts/test.sh [--all | --model N | --power N | --crashes N [--seed S]] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
-#   --model N   N examples of the state machine beside its naive model, and nothing else
+#   --model N   N examples of the state machine beside its naive model, without a store and with one, and nothing else
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 # With pytest arguments only what they select runs, and no coverage is asked for.
@@ -20,7 +20,7 @@ fi
 if [ "${1:-}" = --model ]; then
     export MODEL_EXAMPLES=${2:?"--model needs a number of examples"}
     shift 2
-    set -- tests/simulation/test_model.py "$@"
+    set -- tests/simulation/test_model.py tests/simulation/test_durable_model.py "$@"
 fi
 if [ "${1:-}" = --power ]; then
     export POWER_CUTS=${2:?"--power needs a number of power cuts"}

@@ -50,9 +50,10 @@ async def serve_queue(settings: Settings, listener: socket.socket, data: Data | 
             config = make_config(settings)
             address = address_of(listener)
             config.bind = [f"fd://{listener.detach()}"]
-            async with trio.open_nursery() as nursery:
-                await nursery.start(partial(serve, app, config, shutdown_trigger=partial(_end, app, engine)))
-                nursery.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
+            async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
+                end = partial(_end, app, engine, telling.cancel_scope)
+                await nursery.start(partial(serve, app, config, shutdown_trigger=end))
+                telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
     logger.info("ended", extra={"facts": {"address": address}})
 
 
@@ -67,13 +68,14 @@ async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _end(app: App, engine: Engine) -> None:
+async def _end(app: App, engine: Engine, telling: trio.CancelScope) -> None:
     """Return when the server is to end, after those who wait for a job have been sent home."""
     # Outside of the block a second signal does what it does to any program: end it at once.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, signals, nursery.cancel_scope)
             nursery.start_soon(_until_failure, engine, nursery.cancel_scope)
+    telling.cancel()  # it may end before it is ready
     app.draining = True
     engine.drain()
 

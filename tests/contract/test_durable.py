@@ -1,7 +1,8 @@
 """What the durable engine adds: another life goes on, and what memory has forgotten is still there."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from sqlite3 import Connection  # noqa: TC003 - as in the other files
 from typing import Any
@@ -71,7 +72,7 @@ from tests.contract.verbs import (
     to_extend,
     types,
 )
-from tests.fakes import FakeClock
+from tests.fakes import Call, FakeClock
 from tests.opening import in_memory, inline, open_backups, open_engine, open_store
 
 SETTINGS = Settings(data="in memory", recent_jobs=2, sweep_seconds=60, idempotency_seconds=1_000)
@@ -421,3 +422,192 @@ async def test_answers_under_a_key_are_given_again_in_the_next_life(lives: Lives
 
 def plain(job: Any) -> Any:
     return str(job) if isinstance(job, UniqueKeyTaken) else job
+
+
+# --- what happens between a question, the store's answer, and the command, told one by one
+
+
+def meddle(engine: Engine, method: str, deed: Callable[[], Awaitable[object]], *, before: bool = False) -> None:
+    """Have something done once, just after the store is read, or just before."""
+    archive: Any = engine._archive  # type: ignore[attr-defined] # it is a durable one
+    ask = getattr(archive, method)
+
+    async def meddled(*arguments: Any) -> Any:
+        setattr(archive, method, ask)
+        if before:
+            await deed()
+        found = await ask(*arguments)
+        if not before:
+            await deed()
+        return found
+
+    setattr(archive, method, meddled)
+
+
+async def killed(engine: Engine, number: int) -> None:
+    """So many dead jobs, of which memory keeps the last two."""
+    await enqueue(engine, *["a"] * number)
+    for leased in await dequeue(engine, number):
+        await fail(engine, leased, retry=False)
+    await engine.execute(Sweep())
+
+
+async def ends_well(engine: Engine) -> None:
+    """The first job is redriven and concluded, and leaves memory again."""
+    await engine.execute(Redrive("q", [1]))
+    await conclude(engine, (await dequeue(engine))[0])
+    within: Engine = engine._engine  # type: ignore[attr-defined] # it is a durable one
+    await ended(within, 3)  # which does not ask the store
+    assert 1 not in machine_of(engine)._queues["q"].jobs
+
+
+def recount(lives: Lives) -> dict[str, int]:
+    """How many jobs the store has, by their state."""
+    return dict(lives.open.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+
+
+@pytest.mark.parametrize("verb", [BulkVerb.REDRIVE, BulkVerb.PURGE])
+async def test_how_a_job_ended_before_is_not_taken_for_how_it_has_ended(lives: Lives, verb: BulkVerb) -> None:
+    async with lives.life() as engine:
+        await killed(engine, 3)
+        meddle(engine, "matching", partial(ends_well, engine))
+        dead = JobFilter(states=frozenset({JobState.DEAD}))
+        assert (await engine.execute(Bulk("q", verb, dead))).count == 2
+        assert (await read(engine, 1)).state is JobState.CONCLUDED
+        assert await counts(engine) == recount(lives)
+    async with lives.life() as engine:
+        assert await counts(engine) == recount(lives)
+
+
+async def test_a_job_that_ended_anew_is_not_forgotten_for_its_former_end(lives: Lives) -> None:
+    async with lives.life(dead_retention_seconds=100, retention_seconds=1_000) as engine:
+        await killed(engine, 3)
+        await pass_time(59)
+        lives.clock.wall_ahead_seconds += 100  # the store goes by the wall clock
+        meddle(engine, "overdue", partial(ends_well, engine))
+        await pass_time(1)
+        assert (await read(engine, 1)).state is JobState.CONCLUDED
+        await engine.execute(Sweep())
+        assert await counts(engine) == recount(lives) == {"concluded": 4}
+
+
+async def test_a_read_of_a_deleted_queue_is_not_taken_for_one_of_its_successor(lives: Lives) -> None:
+    async def make_anew() -> None:
+        await engine.execute(Forget("q", [1, 2, 3]))
+        await engine.execute(DeleteQueue("q"))
+        await ended(engine, 3)
+
+    async with lives.life() as engine:
+        await killed(engine, 3)
+        meddle(engine, "find", make_anew)
+        (answer,) = (await engine.execute(Redrive("q", [1]))).jobs
+        assert isinstance(answer, ForgottenJob)
+        assert await counts(engine) == recount(lives) == {"concluded": 3}
+
+
+async def test_a_job_that_is_redriven_while_the_store_is_asked_for_it_is_found(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await killed(engine, 5)
+
+        def redriven(id_: int) -> None:
+            meddle(engine, "find", lambda: engine.execute(Redrive("q", [id_])), before=True)
+
+        redriven(1)
+        assert (await read(engine, 1)).state is JobState.QUEUED
+        redriven(2)
+        assert (await engine.execute(ReadPosition("q", 2))).ahead == 1
+        redriven(3)
+        assert (await engine.execute(Cancel("q", [3]))).single().state is JobState.CANCELLED
+
+
+async def test_jobs_are_redriven_in_the_order_asked_wherever_they_are_kept(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await killed(engine, 5)
+        assert sorted(machine_of(engine)._queues["q"].jobs) == [4, 5]
+        asked = [1, 5, 3, 4]
+        await engine.execute(Redrive("q", asked))
+        assert [lease.job.id for lease in await dequeue(engine, 9)] == asked
+
+
+async def test_jobs_are_redriven_although_what_was_read_of_them_was_stale(lives: Lives) -> None:
+    async with racing(lives) as (engine, left):
+        await killed(engine, 4)
+        left[0] = 2
+        await engine.execute(Redrive("q", [1, 4]))
+        assert await counts(engine) == {"queued": 2, "dead": 2}
+
+
+async def test_jobs_beyond_their_number_are_forgotten_although_others_are_too_old(lives: Lives) -> None:
+    async with lives.life(retention_jobs=2, dead_retention_seconds=50) as engine:
+        await killed(engine, 1)
+        await pass_time(49)
+        lives.clock.wall_ahead_seconds += 5  # the store goes by the wall clock
+        await enqueue(engine, *"bcde")
+        for leased in await dequeue(engine, 4):
+            await conclude(engine, leased)
+        swept = await engine.execute(Sweep())
+        assert (swept.forgotten, swept.dead_lost, swept.more) == (1, 0, True)
+        assert (await engine.execute(Sweep())).forgotten == 2
+        assert await counts(engine) == recount(lives) == {"concluded": 2}
+        assert [job.id for job in (await engine.execute(Search("q", JobFilter()))).jobs] == [4, 5]
+
+
+async def test_dead_jobs_that_are_lost_to_their_number_are_counted(lives: Lives) -> None:
+    async with lives.life(dead_retention_jobs=2) as engine:
+        await enqueue(engine, *"abcde")
+        for leased in await dequeue(engine, 5):
+            await fail(engine, leased, retry=False)
+        swept = await engine.execute(Sweep())
+        assert (swept.forgotten, swept.dead_lost) == (3, 3)
+        assert await counts(engine) == recount(lives) == {"dead": 2}
+
+
+async def test_those_who_wait_for_a_job_are_told_of_its_end_before_memory_leaves_it(lives: Lives) -> None:
+    async with lives.life(recent_jobs=1) as engine, trio.open_nursery() as nursery:
+        leased = await lease(engine)
+        call = await Call.start(nursery, engine, ReadJob("q", 1, wait_seconds=20))
+        await conclude(engine, leased)
+        await ended(engine, 3)
+        assert call.reply.state is JobState.CONCLUDED
+        later = await Call.start(nursery, engine, ReadJob("q", 1, wait_seconds=20))
+        assert later.reply.state is JobState.CONCLUDED
+
+
+async def test_what_is_read_back_counts_as_kept_only_while_it_is_in_memory(lives: Lives) -> None:
+    async with lives.life() as engine:
+        leases = await ended(engine, 5)
+        kept_bytes = machine_of(engine)._ledger.kept_bytes
+        for leased in leases:
+            await conclude(engine, leased)
+        await engine.execute(Sweep())
+        assert machine_of(engine)._ledger.kept_bytes == kept_bytes == 2 * len(b'{"n":1}')
+        assert len(machine_of(engine)._queues["q"].jobs) == 2
+
+
+async def test_a_job_is_found_by_its_last_error_in_the_store_as_in_memory(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await fail(engine, await lease(engine), error=boom("it broke"), retry_after_seconds=0)
+        await conclude(engine, (await dequeue(engine))[0])
+        found = await engine.execute(Search("q", JobFilter(error="broke")))
+        assert [job.id for job in found.jobs] == [1]
+
+
+async def test_a_job_in_memory_is_forgotten_when_the_store_says_that_its_time_is_over(lives: Lives) -> None:
+    async with lives.life(retention_seconds=100) as engine:
+        await ended(engine, 2)
+        lives.clock.wall_ahead_seconds += 101
+        await pass_time(60)
+        assert await counts(engine) == recount(lives) == {}
+        assert machine_of(engine)._queues["q"].jobs == {}
+
+
+async def test_of_jobs_beyond_their_number_those_go_first_whose_time_would_have_come_first(lives: Lives) -> None:
+    async with lives.life(retention_jobs=3, recent_jobs=1) as engine:
+        await enqueue(engine, *"abcd")
+        for id_ in (2, 1):
+            await engine.execute(Cancel("q", [id_]))
+            await pass_time(1)
+        for leased in await dequeue(engine, 2):
+            await conclude(engine, leased)
+        assert (await engine.execute(Sweep())).forgotten == 1
+        assert [job.id for job in (await engine.execute(Search("q", JobFilter()))).jobs] == [1, 3, 4]

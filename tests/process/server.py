@@ -138,9 +138,16 @@ class Server:
         return [fact for fact in facts if fact["event"] == event]
 
     def wait_ready(self) -> dict[str, Any]:
-        """Wait until it listens; what the ready line tells."""
-        line = self.wait_for_line(lambda line: b'"event": "ready"' in line, seconds=START_SECONDS)
-        facts: dict[str, Any] = json.loads(line)
+        """Wait until it serves; what the ready line tells."""
+        return self._wait_listening("ready")
+
+    def wait_starting(self) -> dict[str, Any]:
+        """Wait until it listens although it still reads its jobs; what it tells of that."""
+        return self._wait_listening("starting")
+
+    def _wait_listening(self, event: str) -> dict[str, Any]:
+        wanted = f'"event": "{event}"'.encode()
+        facts: dict[str, Any] = json.loads(self.wait_for_line(lambda line: wanted in line, seconds=START_SECONDS))
         where = urlsplit(facts["address"])
         assert where.hostname is not None
         assert where.port is not None

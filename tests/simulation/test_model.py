@@ -246,15 +246,8 @@ class ModelMachine(RuleBasedStateMachine):
         jobs: Sequence[tuple[float | None, NewJob]],
         others: Sequence[tuple[float | None, NewJob]],
     ) -> None:
-        self.settings = world
-        self.machine = StateMachine(world, secret=SECRET)
-        self.model = Model(
-            world,
-            bulk_jobs_max=BULK_JOBS_MAX,
-            scanned_ids_max=SCANNED_IDS_MAX,
-            history_attempts_max=HISTORY_ATTEMPTS_MAX,
-        )
         self.monotonic, self.wall = MONOTONIC, WALL
+        self.make(world)
         self.tokens: list[tuple[str, int, str, str | None]] = []  # queue, id, token, consumer of each lease given
         self.last_fences: dict[str, int] = {}
         self.last_ids: dict[str, int] = {}
@@ -266,6 +259,17 @@ class ModelMachine(RuleBasedStateMachine):
         self.enqueue("a", jobs, None)
         if others:
             self.enqueue("default", others, None)
+
+    def make(self, world: Settings) -> None:
+        """The two queues."""
+        self.settings = world
+        self.machine = StateMachine(world, secret=SECRET)
+        self.model = Model(
+            world,
+            bulk_jobs_max=BULK_JOBS_MAX,
+            scanned_ids_max=SCANNED_IDS_MAX,
+            history_attempts_max=HISTORY_ATTEMPTS_MAX,
+        )
 
     @property
     def now(self) -> Now:
@@ -963,9 +967,9 @@ def small_limits() -> Iterator[None]:
         yield
 
 
-def run_examples(examples: int) -> None:
+def run_examples(examples: int, machine: type[ModelMachine] = ModelMachine) -> None:
     run_state_machine_as_test(
-        ModelMachine,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,

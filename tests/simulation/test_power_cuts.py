@@ -272,11 +272,11 @@ class World:
         store = open_store(self.disk, self._durability)
         if self._durability == "off":  # which the store does not offer
             store._connection.execute("PRAGMA synchronous = OFF")
-        kept = kept_by(store)
-        self.lost += self.reference.recover(dict(kept))
         clients = Clients(self._rng, self.lives)
-        clients.kept = kept
         assert await store.recover(lambda recovered: clients.machine.restore(recovered, clients.now))
+        # Only now anyone may be told of it: what is found before may be in the kernel alone.
+        clients.kept = kept_by(store)
+        self.lost += self.reference.recover(dict(clients.kept))
         clients.machine.start_leases(clients.now)
         return store, clients
 

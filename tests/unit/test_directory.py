@@ -12,9 +12,11 @@ import pytest
 from msgspec.structs import replace
 
 from queue_actor import directory, schema
+from queue_actor.changes import Changes, Floors
 from queue_actor.commands import Enqueue, NewJob, ReadJob, Search
 from queue_actor.commands import JobFilter as Where
 from queue_actor.directory import open_directory
+from queue_actor.engine import UnreadableError
 from queue_actor.service import open_engine
 from queue_actor.settings import SettingError, Settings
 
@@ -108,10 +110,23 @@ def test_a_file_that_is_no_database_is_left_as_it_is(settings: Settings) -> None
 
 def test_another_programs_database_is_left_as_it_is(settings: Settings) -> None:
     Path(settings.data).mkdir()
-    with sqlite3.connect(Path(settings.data) / directory.FILE) as other:
+    path = Path(settings.data) / directory.FILE
+    with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE accounts (balance)")
     other.close()
+    before = path.read_bytes()
     assert "another program's" in complaint(settings)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM meta", "UPDATE meta SET value = 1 WHERE name = 'secret'"])
+def test_a_file_without_what_its_tokens_are_made_of_is_refused(settings: Settings, damage: str) -> None:
+    with open_directory(settings):
+        pass
+    with sqlite3.connect(Path(settings.data) / directory.FILE) as damaged:
+        damaged.execute(damage)
+    damaged.close()
+    assert "no secret" in complaint(settings)
 
 
 def test_a_newer_programs_file_is_refused_by_an_older_one(settings: Settings) -> None:
@@ -161,16 +176,21 @@ def test_a_vacuum_for_which_there_is_no_room_is_told(settings: Settings, monkeyp
     assert "disk is full" in complaint(replace(settings, vacuum=True))
 
 
-def test_a_file_that_somebody_reads_without_end_is_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_that_somebody_reads_without_end_is_refused(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_directory(settings):
         pass
     monkeypatch.setattr(directory, "BUSY_SECONDS", 0.0)
     reader = sqlite3.connect(Path(settings.data) / directory.FILE, isolation_level=None)
-    with open_directory(settings):
+    with open_directory(settings) as data:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM meta").fetchall()
-    assert "reads it and does not end" in complaint(settings)
-    reader.close()
+        await data.store.commit(Changes(1, queues={"none": None}, floors=Floors(2)))
+    with open_directory(settings) as data:
+        with pytest.raises(UnreadableError, match="reads it and does not end"):
+            await data.store.recover(lambda _found: None)
+        reader.close()
 
 
 MOUNTS = """\

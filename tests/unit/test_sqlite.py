@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from queue_actor import sqlite
 from queue_actor.changes import AnswerRecord, Changes, Floors, QueueRecord, Recovered
 from queue_actor.directory import connect
+from queue_actor.engine import UnreadableError
 from queue_actor.jobs import Change, Job, JobState, QueuePolicy
 from queue_actor.schema import ForeignFileError
 from queue_actor.sqlite import SqliteStore
@@ -39,7 +41,9 @@ def on_disk(path: Path, connect: Callable[[Path], Any] = connect) -> SqliteStore
 
 async def recovered(store: SqliteStore) -> tuple[Recovered, list[Job]]:
     seen: list[tuple[Recovered, list[Job]]] = []
-    assert await store.recover(lambda found: seen.append((found, list(found.jobs))))
+    assert await store.recover(
+        lambda found: seen.append((replace(found, answers=list(found.answers)), list(found.jobs)))
+    )
     return seen[0]
 
 
@@ -62,6 +66,7 @@ async def test_a_batch_is_recovered_as_it_was_told() -> None:
     assert found.queues == [queue]
     assert found.finished == {("q", JobState.CANCELLED): 1}
     assert (found.revision, found.floors) == (4, Floors(7, 8))
+    assert [(record.key, record.answer) for record in found.answers] == [("k", (("q", 1, 8),))]
     store.close()
 
 
@@ -163,6 +168,71 @@ def test_a_log_that_somebody_keeps_from_being_emptied_is_warned_about_once(
     store.close()
 
 
+async def test_a_log_is_not_thought_much_shorter_than_it_is(tmp_path: Path) -> None:
+    store = on_disk(tmp_path / "q")
+    for n in range(1, 201):
+        await store.commit(Changes(n, [Change(n, None, a_job(n))], {"q": QueueRecord("q", n + 1, 1, QueuePolicy())}))
+    assert store.statistics().wal_bytes < 2 * store._unmoved_bytes
+    store.close()
+
+
+async def test_a_log_that_somebody_kept_from_being_emptied_is_warned_about_and_cut_down_when_he_has_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "WAL_BYTES_WARNING", 900_000)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr(sqlite, "WAL_BYTES_KEPT", 400_000)
+    store = on_disk(tmp_path / "q")
+    at = 0
+
+    async def commit(times: int) -> int:
+        nonlocal at
+        for _ in range(times):
+            at += 1
+            await store.commit(Changes(at, [Change(at, None, a_job(at, payload=b'"%s"' % (b"x" * 10_000)))]))
+            store.watch_log()
+        return store.statistics().wal_bytes
+
+    assert await commit(100) < 400_000
+    reader = connect(tmp_path / "q")
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (100,)
+    assert await commit(100) > 1_000_000
+    assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (100,)
+    assert [record.message for record in caplog.records] == ["log_grows"]
+    reader.close()
+    assert await commit(100) <= 400_000
+    assert len(caplog.records) == 1
+    store.close()
+
+
+async def test_the_log_of_a_full_disk_is_moved_without_a_commit(tmp_path: Path) -> None:
+    store = on_disk(tmp_path / "q")
+    await store.commit(Changes(1, [Change(1, None, a_job(1))]))
+    there = store.statistics().file_bytes
+    store._free = lambda: 10_000.0
+    await store.commit(Changes(2, [Change(2, None, a_job(2))]))
+    assert store.room_bytes < 0, "what the log has is to be in the file as well"
+    store._free = lambda: -1.0
+    await store.commit(Changes(2))
+    assert store.room_bytes < -1, "it is not moved where there is no room for it in any case"
+    store._free = lambda: 10_000.0
+    await store.commit(Changes(2))
+    assert store.room_bytes == 10_000
+    assert store.statistics().file_bytes > there
+    store.close()
+
+
+async def test_the_log_of_a_full_disk_stays_short(tmp_path: Path) -> None:
+    store = on_disk(tmp_path / "q")
+    store._free = lambda: -1.0
+    await store.commit(Changes(1, [Change(1, None, a_job(1))]))
+    for n in range(2, 200):
+        await store.commit(Changes(n, [Change(n, a_job(1, revision=n - 1), a_job(1, revision=n))]))
+    assert store.statistics().wal_bytes < 2 * sqlite.CHECKPOINT_BYTES_FULL
+    store.close()
+
+
 def test_a_place_where_sqlite_cannot_keep_a_log_is_refused(tmp_path: Path) -> None:
     class Stubborn(sqlite3.Connection):
         def execute(self, statement: str, /, *parameters: Any) -> sqlite3.Cursor:
@@ -170,6 +240,19 @@ def test_a_place_where_sqlite_cannot_keep_a_log_is_refused(tmp_path: Path) -> No
 
     with pytest.raises(ForeignFileError, match="as delete"):
         on_disk(tmp_path / "q", lambda path: sqlite3.connect(path, isolation_level=None, factory=Stubborn))
+
+
+async def test_a_file_that_cannot_be_made_safe_is_told_of(tmp_path: Path) -> None:
+    class Full(sqlite3.Connection):
+        def execute(self, statement: str, /, *parameters: Any) -> sqlite3.Cursor:
+            if "TRUNCATE" in statement:
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *parameters)
+
+    store = on_disk(tmp_path / "q", lambda path: sqlite3.connect(path, isolation_level=None, factory=Full))
+    with pytest.raises(UnreadableError, match="q cannot be used: database or disk is full"):
+        await recovered(store)
+    store.close()
 
 
 async def test_a_job_that_was_made_and_forgotten_in_one_batch_is_not_there() -> None:
