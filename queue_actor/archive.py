@@ -12,13 +12,15 @@ import msgspec
 from queue_actor.commands import Ended, JobFilter, JobsFound, Search
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.queries import SCANNED_IDS_MAX
-from queue_actor.rows import JOB_COLUMNS, job_of
+from queue_actor.rows import JOBS, job_of
 from queue_actor.schema import Connection
 
-_JOBS = (
-    f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, payload "  # noqa: S608 - our own names
-    "FROM jobs LEFT JOIN payloads USING (queue, id)"
-)
+_LAST_ERROR_HAS = """EXISTS (
+    SELECT 1 FROM (
+        SELECT value -> '$.error' AS error FROM json_each(facts, '$.history')
+        WHERE value ->> '$.error' IS NOT NULL ORDER BY key DESC LIMIT 1
+    ) WHERE instr(error ->> '$.type', ?) OR instr(error ->> '$.message', ?)
+)"""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -79,7 +81,7 @@ class Archive:
         execute("BEGIN")  # both statements see one moment
         try:
             # Unary plus: the primary key is the way in, not the index of finished jobs.
-            rows = execute(f"{_JOBS} WHERE +kept_until IS NOT NULL AND {condition} LIMIT ?", (*values, limit))
+            rows = execute(f"{JOBS} WHERE +kept_until IS NOT NULL AND {condition} LIMIT ?", (*values, limit))
             jobs = [job_of(row) for row in rows]
             return Found(jobs, self._departures({job.queue for job in jobs}))
         finally:
@@ -159,8 +161,7 @@ class Archive:
                 high = min(next_id - 1, low + SCANNED_IDS_MAX - 1)
                 ends_at, last, order = high, next_id - 1, "ASC"
             rows = execute(
-                f"{_JOBS} WHERE jobs.queue = ? AND jobs.id BETWEEN ? AND ?{conditions} "
-                f"ORDER BY jobs.id {order} LIMIT ?",
+                f"{JOBS} WHERE jobs.queue = ? AND jobs.id BETWEEN ? AND ?{conditions} ORDER BY jobs.id {order} LIMIT ?",
                 (command.queue, low, high, *values, command.limit),
             )
             jobs = [job_of(row) for row in rows]
@@ -190,7 +191,7 @@ def _conditions(where: JobFilter) -> tuple[str, list[Any]]:
         parts.append("created_at >= ?")
         values.append(where.since)
     if where.error is not None:
-        parts.append("(instr(error_type, ?) OR instr(error_message, ?))")
+        parts.append(_LAST_ERROR_HAS)
         values += [where.error, where.error]
     return "".join(f" AND {part}" for part in parts), values
 

@@ -21,15 +21,18 @@ JOB_COLUMNS = (
     "type",
     "priority",
     "created_at",
-    "finished_at",
     "kept_until",
     "consumer",
-    "error_type",
-    "error_message",
     "facts",
 )
 QUEUE_COLUMNS = ("name", "next_id", "next_fence", "paused", "declared", "policy", "departures", "revision")
 ANSWER_COLUMNS = ("kind", "scope", "key", "fingerprint", "at", "answer")
+
+JOBS = (
+    f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, coalesce(jobs.payload, large_payloads.payload) "  # noqa: S608 - our own names
+    "FROM jobs LEFT JOIN large_payloads USING (queue, id)"
+)
+"""Reads jobs whole; what a WHERE adds names the columns of `jobs` in full."""
 
 Row = tuple[Any, ...]
 
@@ -54,6 +57,7 @@ class Facts(msgspec.Struct, omit_defaults=True, gc=False):
     lease_seconds: float = 0.0
     lease_expires_at: float | None = None
     started_at: float | None = None
+    finished_at: float | None = None
     cancel_requested: bool = False
     key_freed: bool = False
     progress: msgspec.Raw = ABSENT
@@ -78,7 +82,6 @@ _decode_holdings = msgspec.json.Decoder(tuple[tuple[str, int, int], ...]).decode
 
 def job_row(job: Job) -> Row:
     """The row of a job, but for its payload."""
-    error = next((attempt.error for attempt in reversed(job.history) if attempt.error is not None), None)
     facts = Facts(
         job.revision,
         job.place,
@@ -93,6 +96,7 @@ def job_row(job: Job) -> Row:
         job.lease_seconds,
         job.lease_expires_at,
         job.started_at,
+        job.finished_at,
         job.cancel_requested,
         job.key_freed,
         ABSENT if job.progress is None else msgspec.Raw(job.progress),
@@ -107,11 +111,8 @@ def job_row(job: Job) -> Row:
         job.type,
         job.priority,
         job.created_at,
-        job.finished_at,
         job.kept_until,
         job.consumer,
-        None if error is None else error.type,
-        None if error is None else error.message,
         _encode(facts).decode(),
     )
 
@@ -122,7 +123,7 @@ def job_of(row: Row) -> Job:
     Raises:
         ValueError: It is no such row.
     """
-    queue, id_, state, type_, priority, created_at, finished_at, kept_until, consumer, _, _, text, payload = row
+    queue, id_, state, type_, priority, created_at, kept_until, consumer, text, payload = row
     facts = _decode_facts(text)
     return Job(
         queue=queue,
@@ -146,7 +147,7 @@ def job_of(row: Row) -> Job:
         lease_seconds=facts.lease_seconds,
         lease_expires_at=facts.lease_expires_at,
         started_at=facts.started_at,
-        finished_at=finished_at,
+        finished_at=facts.finished_at,
         kept_until=kept_until,
         cancel_requested=facts.cancel_requested,
         key_freed=facts.key_freed,

@@ -17,14 +17,13 @@ CREATE TABLE queues (
 ) WITHOUT ROWID;
 CREATE TABLE jobs (
     queue TEXT NOT NULL, id INTEGER NOT NULL, state TEXT NOT NULL, type TEXT NOT NULL, priority INTEGER NOT NULL,
-    created_at REAL NOT NULL, finished_at REAL, kept_until REAL, consumer TEXT, error_type TEXT, error_message TEXT,
-    facts TEXT NOT NULL, PRIMARY KEY (queue, id)
-) WITHOUT ROWID;
-CREATE INDEX jobs_live ON jobs (queue, id) WHERE kept_until IS NULL;
+    created_at REAL NOT NULL, kept_until REAL, consumer TEXT, facts TEXT NOT NULL, payload TEXT,
+    PRIMARY KEY (queue, id)
+);
 CREATE INDEX jobs_finished ON jobs (state, kept_until) WHERE kept_until IS NOT NULL;
-CREATE TABLE payloads (
+CREATE TABLE large_payloads (
     queue TEXT NOT NULL, id INTEGER NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (queue, id)
-) WITHOUT ROWID;
+);
 CREATE TABLE answers (
     kind TEXT NOT NULL, scope TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, at REAL NOT NULL,
     answer TEXT NOT NULL, PRIMARY KEY (kind, scope, key)

@@ -27,6 +27,7 @@ from queue_actor.jobs import Job, JobState
 from queue_actor.rows import (
     ANSWER_COLUMNS,
     JOB_COLUMNS,
+    JOBS,
     QUEUE_COLUMNS,
     Row,
     answer_of,
@@ -38,11 +39,14 @@ from queue_actor.rows import (
 )
 from queue_actor.schema import APPLICATION_ID, Connection, ForeignFileError, prepare
 
-ROWS_A_STATEMENT: Final = (256, 64, 16, 4, 1)
+ROWS_A_STATEMENT: Final = (1_000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 """Rows that one statement writes: so few lengths that all statements stay prepared."""
 
 CACHE_KIB: Final = 64 * 1024
-CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+INLINE_CHARACTERS_MAX: Final = 1_000
+"""Longest payload that is kept in its job's row, and written again with it at each transition."""
+
+CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 """Bytes written to the log after which a commit moves them into the file."""
 
 CHECKPOINT_BYTES_FULL: Final = 256 * 1024
@@ -57,7 +61,7 @@ JOB_ROW_BYTES: Final = 1_000
 COMMITS_MEASURED: Final = 1_000
 """The last commits, whose latency the statistics tell."""
 
-WAL_BYTES_KEPT: Final = 4 * CHECKPOINT_BYTES
+WAL_BYTES_KEPT: Final = 2 * CHECKPOINT_BYTES
 """Size that the log's file is cut down to when it has been emptied: more than it has unless somebody keeps it full."""
 
 PROGRESS_JOBS: Final = 100_000
@@ -195,28 +199,44 @@ class SqliteStore:
         self._unmoved_bytes = 0
 
     def _write_jobs(self, changes: Changes) -> None:
+        """Write the last version of each job; its payload only if that is new, for it hardly ever changes."""
         last: dict[tuple[str, int], Job | None] = dict.fromkeys(changes.pruned)
-        payloads: dict[tuple[str, int], bytes | None] = {}
+        paid: set[tuple[str, int]] = set()  # jobs whose payload is new
+        large = set(changes.pruned)  # jobs that may have had a large one
         for change in changes.jobs:
             before, after = change.before, change.after
             job = after or before
             assert job is not None  # noqa: S101 - for the type checker: a change has one of them
             key = (job.queue, job.id)
             last[key] = after
-            if after is None:
-                payloads[key] = None
-            elif after.payload is not (None if before is None else before.payload):
-                payloads[key] = after.payload
+            payload = None if before is None else before.payload
+            if after is None or before is None or after.payload is not payload:
+                paid.add(key)
+                if payload is not None and len(payload) > INLINE_CHARACTERS_MAX:
+                    large.add(key)
+        there = [job for job in last.values() if job is not None]
         gone = [key for key, job in last.items() if job is None]
         if gone:
             self._delete("jobs", gone)
-        bare = [key for key, payload in payloads.items() if payload is None] + list(changes.pruned)
-        if bare:
-            self._delete("payloads", bare)
-        texts = [(*key, payload.decode()) for key, payload in payloads.items() if payload is not None]
-        self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in last.values() if job is not None], keys=2)
-        self._upsert("payloads", ("queue", "id", "payload"), texts, keys=2)
-        self._unmoved_bytes += COMMIT_BYTES + JOB_ROW_BYTES * len(last) + sum(len(text[-1]) for text in texts)
+        if large:
+            self._delete("large_payloads", list(large))
+        self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in there if (job.queue, job.id) not in paid], keys=2)
+        self._write_payloads([job for job in there if (job.queue, job.id) in paid])
+        self._unmoved_bytes += COMMIT_BYTES + JOB_ROW_BYTES * len(last)
+
+    def _write_payloads(self, jobs: Sequence[Job]) -> None:
+        """Write jobs with their payloads. A large one has a row of its own, which later versions leave alone."""
+        inline: list[Row] = []
+        large: list[Row] = []
+        for job in jobs:
+            text = None if job.payload is None else job.payload.decode()
+            if text is not None and len(text) > INLINE_CHARACTERS_MAX:
+                large.append((job.queue, job.id, text))
+                self._unmoved_bytes += len(text)
+                text = None
+            inline.append((*job_row(job), text))
+        self._upsert("jobs", (*JOB_COLUMNS, "payload"), inline, keys=2)
+        self._upsert("large_payloads", ("queue", "id", "payload"), large, keys=2)
 
     def _write_queues(self, changes: Changes) -> None:
         there = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
@@ -303,10 +323,7 @@ class SqliteStore:
     def _live_jobs(self) -> Iterator[Job]:
         started = perf_counter()
         count = 0
-        for row in self._connection.execute(
-            f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, payload "  # noqa: S608 - our own names
-            "FROM jobs LEFT JOIN payloads USING (queue, id) WHERE kept_until IS NULL"
-        ):
+        for row in self._connection.execute(f"{JOBS} WHERE kept_until IS NULL"):
             yield job_of(row)
             count += 1
             if count % PROGRESS_JOBS == 0:
@@ -353,15 +370,15 @@ class SqliteStore:
         self._connection.close()
 
 
-_statements: dict[tuple[str, int], str] = {}
+_statements: dict[tuple[str, int, int], str] = {}
 
 
 def _upsert_statement(table: str, columns: Sequence[str], count: int, keys: int) -> str:
-    statement = _statements.get((table, count))
+    statement = _statements.get((table, len(columns), count))
     if statement is None:
         row = "(" + ", ".join("?" * len(columns)) + ")"
         updates = ", ".join(f"{column} = excluded.{column}" for column in columns[keys:])
-        statement = _statements[table, count] = (
+        statement = _statements[table, len(columns), count] = (
             f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)} "  # noqa: S608 - our own names
             f"ON CONFLICT ({', '.join(columns[:keys])}) DO UPDATE SET {updates}"
         )

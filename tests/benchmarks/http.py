@@ -13,6 +13,7 @@ from statistics import median
 import msgspec
 import trio
 
+from queue_actor.directory import Data
 from queue_actor.settings import Settings
 from tests.benchmarks import pong
 from tests.benchmarks.load import READY, Answer, Measure, Script, measure, report, started
@@ -110,17 +111,19 @@ ROWS: dict[str, tuple[str, Script, float]] = {
 """What is measured: by which server it is answered, what is asked, and how many requests a job needs."""
 
 
-def serve(profile_file: Path | None) -> None:
+SETTINGS = Settings(bind="127.0.0.1:0", queued_jobs_max=10_000_000)
+
+
+def serve(settings: Settings, data: Data | None, profile_file: Path | None = None) -> None:
     """Be the real server, with its log lines formatted and written to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    settings = Settings(bind="127.0.0.1:0", queued_jobs_max=10_000_000)
     listener = listen(settings)
     set_up_logging(settings)
     print(f"{READY}{listener.getsockname()[1]}", flush=True)
     profile = cProfile.Profile()
     if profile_file:
         profile.enable()
-    trio.run(serve_queue, settings, listener, None)
+    trio.run(serve_queue, settings, listener, data)
     if profile_file:
         profile.dump_stats(profile_file)
 
@@ -134,7 +137,7 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true")
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.profile)
+        serve(SETTINGS, None, arguments.profile)
         return
     module = [sys.executable, "-m"]
     rounds, seconds = (3, 0.7) if arguments.quick else (7, 2.0)

@@ -67,6 +67,7 @@ from tests.contract.verbs import (
     pass_time,
     read,
     refusal,
+    release,
     shown,
     to_extend,
     types,
@@ -182,6 +183,17 @@ async def test_a_job_that_memory_has_left_to_the_store_is_as_if_it_had_not(lives
         assert [job.id for job in (await engine.execute(Forget("q", [1, 4]))).jobs if not isinstance(job, Exception)]
         await refusal(engine, ReadJob("q", 1), ForgottenJob)
         assert await counts(engine) == {"concluded": 3}
+
+
+async def test_jobs_are_found_by_their_last_error_though_a_later_attempt_had_none(lives: Lives) -> None:
+    async with lives.life() as engine:
+        await enqueue(engine, "a", "b")
+        for leased in await dequeue(engine, 2):
+            await fail(engine, leased, error=boom(f"no {leased.job.type}"), retry_after_seconds=0)
+        for leased in await dequeue(engine, 2):
+            await release(engine, leased)
+        for error, found in (("no b", [2]), ("Boo", [1, 2]), ("no c", []), ("", [1, 2])):
+            assert [job.id for job in (await engine.execute(Search("q", JobFilter(error=error)))).jobs] == found
 
 
 async def test_dead_jobs_of_a_former_life_are_redriven_one_by_one_and_all_together(lives: Lives) -> None:

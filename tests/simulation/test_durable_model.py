@@ -23,7 +23,7 @@ from queue_actor.engine import Engine  # noqa: TC001 - as in the other files
 from queue_actor.errors import QueueError
 from queue_actor.jobs import FINISHED, HISTORY_ATTEMPTS_MAX, Change, Job, JobState
 from queue_actor.queries import SCANNED_IDS_MAX
-from queue_actor.rows import JOB_COLUMNS, job_of
+from queue_actor.rows import JOBS, job_of
 from queue_actor.settings import Settings
 from queue_actor.state_machine import BULK_JOBS_MAX, StateMachine
 from tests.opening import in_memory, open_store
@@ -35,11 +35,6 @@ EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "100"))
 
 TICKS = 1_024
 """Parts of a second in which time passes, so that differences between moments of one clock are those of the other."""
-
-ROWS = (
-    f"SELECT {', '.join('jobs.' + column for column in JOB_COLUMNS)}, payload "  # noqa: S608 - our own names
-    "FROM jobs LEFT JOIN payloads USING (queue, id)"
-)
 
 
 async def at_once(call: Any) -> Any:
@@ -54,6 +49,12 @@ def answer_of(coroutine: Coroutine[Any, Any, R]) -> R:
     except StopIteration as end:
         return cast("R", end.value)
     raise AssertionError("it waits")
+
+
+def key_of(change: Change) -> Key:
+    job = change.after or change.before
+    assert job is not None
+    return job.queue, job.id
 
 
 class Within:
@@ -217,7 +218,7 @@ class DurableModelMachine(ModelMachine):
             assert queue.unique == {key: job["id"] for key, job in holders.items() if job is not None}
 
     def stored(self) -> dict[Key, Job]:
-        return {(job.queue, job.id): job for job in map(job_of, self.open.execute(ROWS).fetchall())}
+        return {(job.queue, job.id): job for job in map(job_of, self.open.execute(JOBS).fetchall())}
 
     # --- restarts
 
@@ -232,7 +233,7 @@ class DurableModelMachine(ModelMachine):
         self.follow_all()
         self.compare()
         assert self.stored() == self.known
-        payloads = "SELECT count(*) FROM payloads LEFT JOIN jobs USING (queue, id) WHERE state IS NULL"
+        payloads = "SELECT count(*) FROM large_payloads LEFT JOIN jobs USING (queue, id) WHERE state IS NULL"
         assert self.open.execute(payloads).fetchone() == (0,)
 
     def tell_model(self) -> None:
@@ -241,8 +242,10 @@ class DurableModelMachine(ModelMachine):
         model.now = self.now
         model.services = 0
         model.run_ends = {}
-        for job in sorted(model.all_jobs("in_progress"), key=lambda job: (job["queue"], job["id"])):
-            key = (job["queue"], job["id"])
+        # In whatever order they were read; each once, or the comparison fails.
+        leased = {(job["queue"], job["id"]): job for job in model.all_jobs("in_progress")}
+        for key in [key_of(change) for changes in self.taken for change in changes.jobs]:
+            job = leased[key]
             most = model.queues[job["queue"]]["policy"]["run_seconds_max"]
             if most is not None:
                 model.run_ends[key] = self.monotonic + most

@@ -47,7 +47,7 @@ from queue_actor.commands import (
 )
 from queue_actor.errors import QueueError
 from queue_actor.jobs import JobError, JobOptions, Now, OnExisting, QueuePolicy, UniqueUntil
-from queue_actor.rows import JOB_COLUMNS, job_of
+from queue_actor.rows import JOBS, job_of
 from queue_actor.settings import Settings
 from queue_actor.sqlite import SqliteStore
 from queue_actor.state_machine import StateMachine
@@ -96,8 +96,7 @@ def open_store(disk: Disk, durability: str) -> SqliteStore:
 def kept_by(store: SqliteStore) -> Kept:
     """All that the file holds. Answers may hold refusals, which equal only themselves; their texts are compared."""
     recovered = store._read()
-    columns = ", ".join(f"jobs.{column}" for column in JOB_COLUMNS)
-    rows = store._connection.execute(f"SELECT {columns}, payload FROM jobs LEFT JOIN payloads USING (queue, id)")  # noqa: S608 - our own names
+    rows = store._connection.execute(JOBS)
     jobs = [job_of(row) for row in rows]
     return {
         "floors": recovered.floors,

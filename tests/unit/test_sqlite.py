@@ -72,14 +72,18 @@ async def test_a_batch_is_recovered_as_it_was_told() -> None:
 
 async def test_a_payload_that_is_replaced_or_taken_away_is_stored_so() -> None:
     store = open_store(in_memory())
-    first = a_job(1)
-    versions = [first, a_job(1, payload=b'"\xc3\xa9"', revision=2), a_job(1, payload=None, revision=3)]
+    large = b'"%s"' % (b"x" * 5_000)
+    payloads = [b"1", large, b'"%s"' % (b"y" * 5_000), b'"\xc3\xa9"', None, large]
     before: Job | None = None
-    for job in versions:
-        await store.commit(Changes(job.revision, [Change(job.revision, before, job)]))
-        assert (await recovered(store))[1] == [job]
-        before = job
-    await store.commit(Changes(4, [Change(4, before, None)]))
+    for revision, payload in enumerate(payloads, 1):
+        job = a_job(1, payload=payload, revision=revision)
+        await store.commit(Changes(revision, [Change(revision, before, job)]))
+        moved = a_job(1, payload=payload, revision=revision, fails=1)
+        await store.commit(Changes(revision, [Change(revision, job, moved)]))
+        assert (await recovered(store))[1] == [moved]
+        before = moved
+    await store.commit(Changes(9, [Change(9, before, None)]))
+    assert store._connection.execute("SELECT count(*) FROM large_payloads").fetchone() == (0,)
     assert (await recovered(store))[1] == []
     store.close()
 

@@ -1,0 +1,94 @@
+"""What durability costs over HTTP: whole lives in memory, `normal` and `full`, by turns in one run."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from msgspec.structs import replace
+
+from queue_actor.directory import open_directory
+from tests.benchmarks.http import SETTINGS, batches, serve
+from tests.benchmarks.load import Measure, measure, started
+from web.__main__ import SWITCH_SECONDS
+
+KINDS = ("memory", "normal", "full")
+CLIENTS = (1, 4, 16, 64, 256)
+SIZES = (1, 10, 100, 1_000)
+JOBS_AT_ONCE_MAX = 32_000
+"""More jobs under way at once would measure the server's limits."""
+
+Cell = tuple[int, int, str]
+
+
+def serve_kind(kind: str, directory: Path) -> None:
+    """Be the server of one kind."""
+    if kind == "memory":
+        serve(SETTINGS, None)
+        return
+    settings = replace(SETTINGS, data=str(directory / kind), durability=kind)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with open_directory(settings) as data:
+        serve(settings, data)
+
+
+def cells(*, quick: bool) -> list[tuple[int, int]]:
+    """Which numbers of clients and sizes of batches are measured."""
+    clients = (1, 16, 64) if quick else CLIENTS
+    return [(many, size) for many in clients for size in SIZES if many * size <= JOBS_AT_ONCE_MAX]
+
+
+def main() -> None:
+    """Measures, or with --serve is the server that is measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer cells and rounds")
+    parser.add_argument("--json", type=Path, help="where to write every round")
+    parser.add_argument("--serve", choices=KINDS)
+    parser.add_argument("--directory", type=Path)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve_kind(arguments.serve, arguments.directory)
+        return
+    rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.0)
+    measures: dict[Cell, list[Measure]] = {}
+    with ExitStack() as stack:
+        # Beside the sources: a directory for temporary files may be no disk.
+        Path(".cache").mkdir(exist_ok=True)
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-", dir=".cache"))
+        command = [sys.executable, "-m", "tests.benchmarks.durable", "--directory", directory, "--serve"]
+        servers = {kind: stack.enter_context(started([*command, kind])) for kind in KINDS}
+        for _ in range(rounds):
+            for many, size in cells(quick=arguments.quick):
+                for kind in KINDS:
+                    pid, port = servers[kind]
+                    one = measure(pid, port, partial(batches, size), connections=many, seconds=seconds)
+                    measures.setdefault((many, size, kind), []).append(one)
+    print(f"whole lives over /v1; medians of {rounds} rounds of {seconds:g} s; process id {os.getpid()}\n")
+    report(measures)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([[cell, [vars(one) for one in many]] for cell, many in measures.items()]))
+
+
+def report(measures: dict[Cell, list[Measure]]) -> None:
+    """Prints jobs a second, CPU a job, and latency of a request, and what the store leaves of the rate in memory."""
+    head = f"{'clients':>7} {'batch':>6}  {'':8} {'jobs/s':>8} {'of memory':>9}"
+    print(f"{head} {'CPU us/job':>10} {'p50 ms':>7} {'p99 ms':>7}")
+    for many, size in dict.fromkeys(cell[:2] for cell in measures):
+        base = 0.0
+        for kind in KINDS:
+            seen = measures[many, size, kind]
+            rate = median(one.per_second for one in seen) * size / 3
+            base = base or rate
+            cpu = median(one.cpu_us for one in seen) * 3 / size
+            p50, p99 = median(one.p50_ms for one in seen), median(one.p99_ms for one in seen)
+            share = rate / base
+            print(f"{many:7} {size:6}  {kind:8} {rate:8.0f} {share:9.2f} {cpu:10.1f} {p50:7.2f} {p99:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
