@@ -61,7 +61,7 @@ JOB_ROW_BYTES: Final = 1_000
 COMMITS_MEASURED: Final = 1_000
 """The last commits, whose latency the statistics tell."""
 
-WAL_BYTES_KEPT: Final = 4 * CHECKPOINT_BYTES
+WAL_BYTES_KEPT: Final = 2 * CHECKPOINT_BYTES
 """Size that the log's file is cut down to when it has been emptied: more than it has unless somebody keeps it full."""
 
 PROGRESS_JOBS: Final = 100_000

@@ -51,6 +51,12 @@ def answer_of(coroutine: Coroutine[Any, Any, R]) -> R:
     raise AssertionError("it waits")
 
 
+def key_of(change: Change) -> Key:
+    job = change.after or change.before
+    assert job is not None
+    return job.queue, job.id
+
+
 class Within:
     """The engine within the durable one: a state machine, and a commit after each command."""
 
@@ -236,8 +242,10 @@ class DurableModelMachine(ModelMachine):
         model.now = self.now
         model.services = 0
         model.run_ends = {}
-        for job in sorted(model.all_jobs("in_progress"), key=lambda job: (job["queue"], job["id"])):
-            key = (job["queue"], job["id"])
+        # In whatever order they were read; each once, or the comparison fails.
+        leased = {(job["queue"], job["id"]): job for job in model.all_jobs("in_progress")}
+        for key in [key_of(change) for changes in self.taken for change in changes.jobs]:
+            job = leased[key]
             most = model.queues[job["queue"]]["policy"]["run_seconds_max"]
             if most is not None:
                 model.run_ends[key] = self.monotonic + most
