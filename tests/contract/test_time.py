@@ -158,6 +158,7 @@ async def test_a_late_conclude_is_accepted_before_the_sweep_and_refused_after(
         assert (await read(engine, 2)).state is JobState.QUEUED
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_stale_jobs_come_back_in_slices_while_others_are_served(
     settings: Settings, clock: FakeClock
 ) -> None:
@@ -515,6 +516,7 @@ async def test_all_that_is_due_is_swept_in_slices_of_each_kind(settings: Setting
         assert [swept.next_due_seconds for swept in sweeps] == [0, 0, None]
 
 
+@pytest.mark.slow
 async def test_memory_stays_flat_however_many_jobs_come_and_go(settings: Settings) -> None:
     """Counted in blocks of the allocator, and in bytes of what the engine refers to.
 

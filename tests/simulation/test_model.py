@@ -84,7 +84,7 @@ from queue_actor.tokens import SECRET_BYTES, Tokens
 from queue_actor.transitions import TRANSITIONS
 from tests.simulation.model import Facts, Key, Model, Refused
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "200"))
 """Set by `scripts/test.sh --model N`."""
 
 EXAMPLES_SLOW = 2_000
