@@ -6,8 +6,7 @@ changed, so recovery reads the rows of the jobs that have not ended, and nothing
 
 The file may be read by others while the server runs. README.md in this folder names what of it is stable.
 
-Statements are few and wide, many rows each. Every step of a statement gives up the interpreter's lock and waits to
-have it back, which beside a busy event loop costs more than the step itself.
+What a batch writes is planned by `statements.py`; here it is carried out.
 """
 
 import logging
@@ -18,45 +17,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-import msgspec
 import trio
 
 from queue_actor.changes import AnswerRecord, Changes, Floors, Recovered
 from queue_actor.engine import StoreStatistics, UnreadableError
 from queue_actor.jobs import Job, JobState
-from queue_actor.rows import (
-    ANSWER_COLUMNS,
-    JOB_COLUMNS,
-    JOBS,
-    QUEUE_COLUMNS,
-    Row,
-    answer_of,
-    answer_row,
-    job_of,
-    job_row,
-    queue_of,
-    queue_row,
-)
+from queue_actor.rows import ANSWER_COLUMNS, JOBS, QUEUE_COLUMNS, answer_of, job_of, queue_of
 from queue_actor.schema import APPLICATION_ID, Connection, ForeignFileError, prepare
-
-ROWS_A_STATEMENT: Final = (1_000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
-"""Rows that one statement writes: so few lengths that all statements stay prepared."""
+from queue_actor.statements import Statement, plan
 
 CACHE_KIB: Final = 64 * 1024
-INLINE_CHARACTERS_MAX: Final = 1_000
-"""Longest payload that is kept in its job's row, and written again with it at each transition."""
-
 CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 """Bytes written to the log after which a commit moves them into the file."""
 
 CHECKPOINT_BYTES_FULL: Final = 256 * 1024
 """The same when the disk is full."""
-
-COMMIT_BYTES: Final = 16 * 1024
-"""What a commit is taken to write beside the rows: the log has whole pages, one at least of each table and index."""
-
-JOB_ROW_BYTES: Final = 1_000
-"""What a job's row is taken to write: itself, and its share of the pages it changes."""
 
 COMMITS_MEASURED: Final = 1_000
 """The last commits, whose latency the statistics tell."""
@@ -172,8 +147,12 @@ class SqliteStore:
         """
         if changes:
             started = perf_counter()
+            # Here, not in the thread: whoever makes them holds the interpreter's lock, and two who take it from each
+            # other by turns are slower than one after the other.
+            statements, log_bytes = plan(changes)
+            self._unmoved_bytes += log_bytes
             with trio.CancelScope(shield=True):
-                await self._run_in_thread(lambda: self._write(changes))
+                await self._run_in_thread(lambda: self._write(statements))
             self._latencies.append(perf_counter() - started)
             self._commits += 1
         elif self.room_bytes <= 0 and self._unmoved_bytes and self._free() > 0:
@@ -183,12 +162,11 @@ class SqliteStore:
         # What the log has will be in the file as well.
         self.room_bytes = self._free() - self._unmoved_bytes
 
-    def _write(self, changes: Changes) -> None:
+    def _write(self, statements: Sequence[Statement]) -> None:
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
-        self._write_jobs(changes)
-        self._write_queues(changes)
-        self._write_answers(changes.answers)
+        for statement, parameters in statements:
+            execute(statement, parameters)
         execute("COMMIT")
         # On a full disk the log must not take the room in which the jobs that are there can end.
         if self._unmoved_bytes > (CHECKPOINT_BYTES if self.room_bytes > 0 else CHECKPOINT_BYTES_FULL):
@@ -197,80 +175,6 @@ class SqliteStore:
     def _move_log(self) -> None:
         self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         self._unmoved_bytes = 0
-
-    def _write_jobs(self, changes: Changes) -> None:
-        """Write the last version of each job; its payload only if that is new, for it hardly ever changes."""
-        last: dict[tuple[str, int], Job | None] = dict.fromkeys(changes.pruned)
-        paid: set[tuple[str, int]] = set()  # jobs whose payload is new
-        large = set(changes.pruned)  # jobs that may have had a large one
-        for change in changes.jobs:
-            before, after = change.before, change.after
-            job = after or before
-            assert job is not None  # noqa: S101 - for the type checker: a change has one of them
-            key = (job.queue, job.id)
-            last[key] = after
-            payload = None if before is None else before.payload
-            if after is None or before is None or after.payload is not payload:
-                paid.add(key)
-                if payload is not None and len(payload) > INLINE_CHARACTERS_MAX:
-                    large.add(key)
-        there = [job for job in last.values() if job is not None]
-        gone = [key for key, job in last.items() if job is None]
-        if gone:
-            self._delete("jobs", gone)
-        if large:
-            self._delete("large_payloads", list(large))
-        self._upsert("jobs", JOB_COLUMNS, [job_row(job) for job in there if (job.queue, job.id) not in paid], keys=2)
-        self._write_payloads([job for job in there if (job.queue, job.id) in paid])
-        self._unmoved_bytes += COMMIT_BYTES + JOB_ROW_BYTES * len(last)
-
-    def _write_payloads(self, jobs: Sequence[Job]) -> None:
-        """Write jobs with their payloads. A large one has a row of its own, which later versions leave alone."""
-        inline: list[Row] = []
-        large: list[Row] = []
-        for job in jobs:
-            text = None if job.payload is None else job.payload.decode()
-            if text is not None and len(text) > INLINE_CHARACTERS_MAX:
-                large.append((job.queue, job.id, text))
-                self._unmoved_bytes += len(text)
-                text = None
-            inline.append((*job_row(job), text))
-        self._upsert("jobs", (*JOB_COLUMNS, "payload"), inline, keys=2)
-        self._upsert("large_payloads", ("queue", "id", "payload"), large, keys=2)
-
-    def _write_queues(self, changes: Changes) -> None:
-        there = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
-        self._upsert("queues", QUEUE_COLUMNS, there, keys=1)
-        for name, queue in changes.queues.items():
-            if queue is None:
-                self._connection.execute("DELETE FROM queues WHERE name = ?", (name,))
-        if changes.floors is not None:
-            floors = {"id_floor": changes.floors.id, "fence_floor": changes.floors.fence, "revision": changes.revision}
-            self._upsert("meta", ("name", "value"), list(floors.items()), keys=1)
-
-    def _write_answers(self, answers: Sequence[AnswerRecord]) -> None:
-        remembered = [answer_row(record) for record in answers if record.answer is not None]
-        self._upsert("answers", ANSWER_COLUMNS, remembered, keys=3)
-        for record in answers:
-            if record.answer is None:
-                self._connection.execute(
-                    "DELETE FROM answers WHERE kind = ? AND scope = ? AND key = ?",
-                    (record.kind, record.scope, record.key),
-                )
-
-    def _upsert(self, table: str, columns: Sequence[str], rows: Sequence[Row], *, keys: int) -> None:
-        start = 0
-        while start < len(rows):
-            count = next(length for length in ROWS_A_STATEMENT if length <= len(rows) - start)
-            values = [value for row in rows[start : start + count] for value in row]
-            self._connection.execute(_upsert_statement(table, columns, count, keys), values)
-            start += count
-
-    def _delete(self, table: str, keys: Sequence[tuple[str, int]]) -> None:
-        self._connection.execute(
-            f"DELETE FROM {table} WHERE (queue, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))",  # noqa: S608 - the table is one of ours
-            (msgspec.json.encode(keys).decode(),),
-        )
 
     # --- recovery
 
@@ -376,21 +280,6 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file. Its last connection empties the log into it."""
         self._connection.close()
-
-
-_statements: dict[tuple[str, int, int], str] = {}
-
-
-def _upsert_statement(table: str, columns: Sequence[str], count: int, keys: int) -> str:
-    statement = _statements.get((table, len(columns), count))
-    if statement is None:
-        row = "(" + ", ".join("?" * len(columns)) + ")"
-        updates = ", ".join(f"{column} = excluded.{column}" for column in columns[keys:])
-        statement = _statements[table, len(columns), count] = (
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)} "  # noqa: S608 - our own names
-            f"ON CONFLICT ({', '.join(columns[:keys])}) DO UPDATE SET {updates}"
-        )
-    return statement
 
 
 def _size(path: Path) -> int:

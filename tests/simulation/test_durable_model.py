@@ -26,6 +26,7 @@ from queue_actor.queries import SCANNED_IDS_MAX
 from queue_actor.rows import JOBS, job_of
 from queue_actor.settings import Settings
 from queue_actor.state_machine import BULK_JOBS_MAX, StateMachine
+from queue_actor.statements import plan
 from tests.opening import in_memory, open_backups, open_store
 from tests.simulation.model import Key, Model, Refused
 from tests.simulation.test_model import ModelMachine, builtins, kept_bytes, often, plain, rounded, run_examples
@@ -116,7 +117,7 @@ class DurableModelMachine(ModelMachine):
 
     def commit(self, changes: Changes) -> None:
         if changes:
-            self.store._write(changes)
+            self.store._write(plan(changes)[0])
             self.taken.append(changes)
 
     def teardown(self) -> None:

@@ -1,0 +1,140 @@
+"""What a batch of changes writes, as statements: plain data, made without touching the file.
+
+Statements are few and wide, many rows each. Every step of a statement gives up the interpreter's lock and waits to
+have it back, which beside a busy event loop costs more than the step itself.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+import msgspec
+
+from queue_actor.changes import AnswerRecord, Changes, QueueRecord
+from queue_actor.jobs import Change, Job
+from queue_actor.rows import ANSWER_COLUMNS, JOB_COLUMNS, QUEUE_COLUMNS, Row, answer_row, job_row, queue_row
+
+Statement = tuple[str, Sequence[Any]]
+"""A statement and its parameters."""
+
+ROWS_A_STATEMENT: Final = (1_000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
+"""Rows that one statement writes: so few lengths that all statements stay prepared."""
+
+INLINE_CHARACTERS_MAX: Final = 1_000
+"""Longest payload that is kept in its job's row, and written again with it at each transition."""
+
+COMMIT_BYTES: Final = 16 * 1024
+"""What a commit is taken to write beside the rows: the log has whole pages, one at least of each table and index."""
+
+JOB_ROW_BYTES: Final = 1_000
+"""What a job's row is taken to write: itself, and its share of the pages it changes."""
+
+JobKey = tuple[str, int]
+
+
+def plan(changes: Changes) -> tuple[list[Statement], int]:
+    """The statements of one commit, in order, and about how many bytes of the log they take."""
+    written, log_bytes = _jobs(changes)
+    return [*written, *_queues(changes), *_answers(changes.answers)], COMMIT_BYTES + log_bytes
+
+
+def _jobs(changes: Changes) -> tuple[list[Statement], int]:
+    """Write the last version of each job; its payload only if that is new, for it hardly ever changes."""
+    last, paid, large = _last_versions(changes.jobs, changes.pruned)
+    gone: list[JobKey] = []
+    bare: list[Row] = []
+    inline: list[Row] = []
+    large_payloads: list[Row] = []
+    for key, job in last.items():
+        if job is None:
+            gone.append(key)
+        elif key not in paid:
+            bare.append(job_row(job))
+        else:
+            # A large payload has a row of its own, which later versions leave alone.
+            text = None if job.payload is None else job.payload.decode()
+            if text is not None and len(text) > INLINE_CHARACTERS_MAX:
+                large_payloads.append((*key, text))
+                text = None
+            inline.append((*job_row(job), text))
+    statements = [
+        *_delete("jobs", gone),
+        *_delete("large_payloads", list(large)),
+        *_upsert("jobs", JOB_COLUMNS, bare, keys=2),
+        *_upsert("jobs", (*JOB_COLUMNS, "payload"), inline, keys=2),
+        *_upsert("large_payloads", ("queue", "id", "payload"), large_payloads, keys=2),
+    ]
+    return statements, JOB_ROW_BYTES * len(last) + sum(len(text) for _, _, text in large_payloads)
+
+
+def _last_versions(
+    changes: Iterable[Change], pruned: Iterable[JobKey]
+) -> tuple[dict[JobKey, Job | None], set[JobKey], set[JobKey]]:
+    """What each job is in the end (None: gone), whose payload is new, and who may have had a large one before."""
+    last: dict[JobKey, Job | None] = dict.fromkeys(pruned)
+    paid: set[JobKey] = set()
+    large: set[JobKey] = set(pruned)
+    for change in changes:
+        before, after = change.before, change.after
+        job = after or before
+        assert job is not None  # noqa: S101 - for the type checker: a change has one of them
+        key = (job.queue, job.id)
+        last[key] = after
+        payload = None if before is None else before.payload
+        if after is None or before is None or after.payload is not payload:
+            paid.add(key)
+            if payload is not None and len(payload) > INLINE_CHARACTERS_MAX:
+                large.add(key)
+    return last, paid, large
+
+
+def _queues(changes: Changes) -> Iterator[Statement]:
+    there = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
+    yield from _upsert("queues", QUEUE_COLUMNS, there, keys=1)
+    yield from _gone_queues(changes.queues)
+    if changes.floors is not None:
+        floors = {"id_floor": changes.floors.id, "fence_floor": changes.floors.fence, "revision": changes.revision}
+        yield from _upsert("meta", ("name", "value"), list(floors.items()), keys=1)
+
+
+def _gone_queues(queues: Mapping[str, QueueRecord | None]) -> Iterator[Statement]:
+    for name, queue in queues.items():
+        if queue is None:
+            yield "DELETE FROM queues WHERE name = ?", (name,)
+
+
+def _answers(answers: Sequence[AnswerRecord]) -> Iterator[Statement]:
+    remembered = [answer_row(record) for record in answers if record.answer is not None]
+    yield from _upsert("answers", ANSWER_COLUMNS, remembered, keys=3)
+    for record in answers:
+        if record.answer is None:
+            key = (record.kind, record.scope, record.key)
+            yield "DELETE FROM answers WHERE kind = ? AND scope = ? AND key = ?", key
+
+
+def _upsert(table: str, columns: Sequence[str], rows: Sequence[Row], *, keys: int) -> Iterator[Statement]:
+    start = 0
+    while start < len(rows):
+        count = next(length for length in ROWS_A_STATEMENT if length <= len(rows) - start)
+        values = [value for row in rows[start : start + count] for value in row]
+        yield upsert_statement(table, tuple(columns), count, keys), values
+        start += count
+
+
+def _delete(table: str, keys: Sequence[JobKey]) -> Iterator[Statement]:
+    if keys:
+        yield (
+            f"DELETE FROM {table} WHERE (queue, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))",  # noqa: S608 - the table is one of ours
+            (msgspec.json.encode(keys).decode(),),
+        )
+
+
+@cache  # of each table a few, by ROWS_A_STATEMENT
+def upsert_statement(table: str, columns: tuple[str, ...], count: int, keys: int) -> str:
+    """Writes so many rows at once, in place of those with the same first columns."""
+    row = "(" + ", ".join("?" * len(columns)) + ")"
+    updates = ", ".join(f"{column} = excluded.{column}" for column in columns[keys:])
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * count)} "  # noqa: S608 - our own names
+        f"ON CONFLICT ({', '.join(columns[:keys])}) DO UPDATE SET {updates}"
+    )

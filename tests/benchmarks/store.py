@@ -1,0 +1,133 @@
+"""What a commit costs beside a busy event loop: few wide statements, or one a row."""
+
+import argparse
+import json
+import sqlite3
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from queue_actor.jobs import Job, JobState
+from queue_actor.rows import JOB_COLUMNS, job_row
+from queue_actor.schema import prepare
+from queue_actor.statements import upsert_statement
+from web.__main__ import SWITCH_SECONDS
+
+JOBS = 100
+USUAL_SWITCH_SECONDS = 0.005
+
+COLUMNS = (*JOB_COLUMNS, "payload")
+Row = tuple[object, ...]
+Write = Callable[[sqlite3.Connection, Sequence[Row]], object]
+
+ONE = upsert_statement("jobs", COLUMNS, 1, 2)
+MANY = upsert_statement("jobs", COLUMNS, JOBS, 2)
+FROM_JSON = (
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}) "  # noqa: S608 - our own names
+    f"SELECT {', '.join(f'value ->> {n}' for n in range(len(COLUMNS)))} FROM json_each(?) WHERE true "
+    f"ON CONFLICT (queue, id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS[2:])}"
+)
+
+
+def executemany(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """One step of the statement a row, each of which gives up the interpreter's lock."""
+    connection.executemany(ONE, rows)
+
+
+def from_json(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """One statement over one JSON text."""
+    connection.execute(FROM_JSON, (json.dumps(rows),))
+
+
+def values(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """One statement with a list of VALUES: what the store does."""
+    connection.execute(MANY, [value for row in rows for value in row])
+
+
+WAYS: dict[str, Write] = {"executemany": executemany, "json_each": from_json, "VALUES": values}
+
+
+def rows_of(commit: int) -> list[Row]:
+    """The rows of one commit."""
+    jobs = [
+        Job(
+            queue="bench",
+            id=commit * JOBS + n,
+            type="resize",
+            payload=None,
+            state=JobState.QUEUED,
+            created_at=1_790_000_000.0 + commit,
+            revision=commit * JOBS + n,
+            place=commit * JOBS + n,
+        )
+        for n in range(1, JOBS + 1)
+    ]
+    return [(*job_row(job), '{"width": 1280, "path": "/images/0123456789.png"}') for job in jobs]
+
+
+def commits_per_second(path: Path, write: Write, seconds: float, *, busy: bool) -> float:
+    """How many commits a thread makes while the main thread waits for it, or does not."""
+    count = 0
+    ended = threading.Event()
+
+    def commit() -> None:
+        nonlocal count
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            prepare(connection, b"secret", "instance")
+            until = perf_counter() + seconds
+            while perf_counter() < until:
+                rows = rows_of(count)
+                connection.execute("BEGIN IMMEDIATE")
+                write(connection, rows)
+                connection.execute("COMMIT")
+                count += 1
+        ended.set()
+
+    thread = threading.Thread(target=commit)
+    thread.start()
+    if busy:
+        while not ended.is_set():
+            sum(range(100))  # an event loop that always has something to do
+    thread.join()
+    return count / seconds
+
+
+def main() -> None:
+    """Measures by turns, and prints commits a second with the share of what an idle loop leaves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--json", type=Path, help="write the measures there")
+    arguments = parser.parse_args()
+    rounds, seconds = (3, 0.5) if arguments.quick else (7, 1.0)
+    rates: dict[tuple[str, float, bool], list[float]] = {}
+    for _ in range(rounds):
+        for name, write in WAYS.items():
+            for switch in (USUAL_SWITCH_SECONDS, SWITCH_SECONDS):
+                for busy in (False, True):
+                    sys.setswitchinterval(switch)
+                    with tempfile.TemporaryDirectory() as directory:
+                        rate = commits_per_second(Path(directory) / "queue.sqlite", write, seconds, busy=busy)
+                    rates.setdefault((name, switch, busy), []).append(rate)
+    print(f"commits of {JOBS} jobs a second, medians of {rounds}")
+    print(f"{'statement':12} {'switch ms':>9} {'idle':>7} {'busy':>7} {'share':>6}")
+    for name in WAYS:
+        for switch in (USUAL_SWITCH_SECONDS, SWITCH_SECONDS):
+            idle, busy_rate = (median(rates[name, switch, busy]) for busy in (False, True))
+            print(f"{name:12} {switch * 1e3:9.1f} {idle:7.0f} {busy_rate:7.0f} {busy_rate / idle:6.2f}")
+    if arguments.json:
+        measures = [
+            {"statement": name, "switch_seconds": switch, "busy": busy, "commits_per_second": seen}
+            for (name, switch, busy), seen in rates.items()
+        ]
+        arguments.json.write_text(json.dumps(measures))
+
+
+if __name__ == "__main__":
+    main()
