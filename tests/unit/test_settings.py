@@ -16,6 +16,9 @@ TEXTS: dict[str, dict[str, Any]] = {
     "open": {"1": True, "0": False, "true": True, "false": False},
     "queues": {"auto": "auto", "declared": "declared"},
     "data": {"jobs": "jobs", "/var/lib/queue-actor": "/var/lib/queue-actor"},
+    "tls_cert": {"server.pem": "server.pem"},
+    "tls_key": {"server.key": "server.key"},
+    "tls_client_ca": {"clients.pem": "clients.pem"},
     "durability": {"full": "full", "normal": "normal"},
     "vacuum": {"1": True, "0": False},
     "engine": {"actor": "actor", "lock": "lock"},
@@ -62,6 +65,9 @@ NUMBERS: dict[str, tuple[float, float, float]] = WHOLE | BROKEN
 
 # What must be set as well, so that a value at its bound does not contradict the default of another.
 COMPANIONS = {
+    "tls_cert": ("--tls-key", "server.key"),
+    "tls_key": ("--tls-cert", "server.pem"),
+    "tls_client_ca": ("--tls-key", "server.key", "--tls-cert", "server.pem"),
     "lease_seconds_max": ("--lease-seconds", "0.1"),
     "request_bytes_max": ("--payload-bytes-max", "1"),
     "payload_bytes_max": ("--request-bytes-max", str(64 * MIB)),
