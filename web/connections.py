@@ -41,7 +41,7 @@ from hypercorn.utils import parse_socket_addr
 from queue_actor.settings import KIB, Settings
 from web.heads import HEAD_BYTES_MAX, is_stream, read_head
 from web.problems import Problem
-from web.tls import Certificate, NoHandshake, shake_hands
+from web.tls import Certificate, NoHandshake, shake_hands, take_leave
 
 # From the connect, or from the first byte of a later request, to the end of its headers.
 FIRST_REQUEST_SECONDS = 5.0
@@ -143,6 +143,7 @@ class Connection:
 
     # What the client says and hears: the same stream, or what is within TLS.
     plain: trio.abc.Stream = field(init=False)
+    certificate: Certificate | None = field(init=False)  # for the handshake that is to come
     opened: float = field(default_factory=trio.current_time)
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, HEAD_BYTES_MAX))
     client: tuple[str, int] | None = None
@@ -169,6 +170,7 @@ class Connection:
         self.context.terminated = self.connections
         self.finishing = self.connections.is_set()
         self.plain = self.stream
+        self.certificate = self.connections.certificate
 
     def __await__(self) -> Generator[Any, None, None]:
         return self.run().__await__()
@@ -214,9 +216,9 @@ class Connection:
                     break
                 self.http.start_next_cycle()
                 self.method, self.path, self.request_id, self.begun = "", "", "", False
-            if self.plain is not self.stream:
-                with trio.move_on_after(SEND_SECONDS):
-                    await self.plain.aclose()  # which says so: a mere end might be somebody else's doing
+            if isinstance(self.plain, trio.SSLStream):
+                with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
+                    await take_leave(self.plain)
         except Problem as problem:
             await self._refuse(problem)
 
@@ -236,8 +238,8 @@ class Connection:
             HungUp: It did not come to that; the log has the reason.
             Problem: `malformed`: the client speaks HTTP without TLS. So it is answered without.
         """
-        certificate = self.connections.certificate
-        if certificate is None or self.plain is not self.stream:
+        certificate, self.certificate = self.certificate, None
+        if certificate is None:
             return
         reason = f"not complete within {HANDSHAKE_SECONDS:g} seconds"
         with trio.CancelScope(deadline=-inf if self.finishing else self.opened + HANDSHAKE_SECONDS) as self.wait:
@@ -249,7 +251,9 @@ class Connection:
                 reason = str(error)
             else:
                 return
-        logger.info("handshake_failed", extra={"facts": {"client": self.client and self.client[0], "reason": reason}})
+        if not self.finishing:  # then nothing has failed
+            facts = {"client": self.client and self.client[0], "reason": reason}
+            logger.info("handshake_failed", extra={"facts": facts})
         if not self.wait.cancelled_caught:
             await self._linger()  # it was told why
         raise HungUp
@@ -425,8 +429,7 @@ class Connection:
         """Lets a client that was answered before it had sent all send a little more, and read its answer."""
         with trio.move_on_after(LINGER_SECONDS) as self.wait, suppress(trio.BrokenResourceError):
             if isinstance(self.plain, trio.SSLStream):
-                with suppress(trio.BrokenResourceError):  # of a client that sends on after our word for the end
-                    await self.plain.unwrap()
+                await take_leave(self.plain)
             await self.stream.send_eof()
             while await self.stream.receive_some(READ_BYTES):
                 pass

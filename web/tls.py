@@ -156,8 +156,7 @@ async def shake_hands(stream: trio.abc.Stream, certificate: Certificate) -> trio
     Raises:
         NoHandshake: The client does not want it, or not so, and was told.
     """
-    # Not `https_compatible`: a close is then said to the client, and one that was not said by it is a broken stream.
-    secure = trio.SSLStream(stream, certificate.context, server_side=True)
+    secure = trio.SSLStream(stream, certificate.context, server_side=True, https_compatible=True)
     try:
         await secure.do_handshake()
     except trio.BrokenResourceError as broken:
@@ -172,6 +171,19 @@ async def shake_hands(stream: trio.abc.Stream, certificate: Certificate) -> trio
             await stream.send_all(alert)
         raise NoHandshake(_reason(error)) from broken
     return secure
+
+
+async def take_leave(secure: trio.SSLStream[trio.abc.Stream]) -> None:
+    """Tells the client that nothing follows, and does not wait for it to say the same: a mere end might be forced.
+
+    From here on only the stream within may be used. Trio's own way tells nothing to a client that is still sending.
+
+    Raises:
+        trio.BrokenResourceError: The client has left.
+    """
+    with suppress(ssl.SSLError):  # it has not taken its leave
+        secure._ssl_object.unwrap()  # noqa: SLF001 - see above
+    await secure.transport_stream.send_all(secure._outgoing.read())  # noqa: SLF001 - see above
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -368,6 +368,17 @@ def test_a_default_may_contradict_a_value_too() -> None:
         read_settings({"QUEUE_ACTOR_LEASE_SECONDS_MAX": "299"}, [])
 
 
+@pytest.mark.parametrize("name", ["TLS_CERT", "TLS_KEY"])
+def test_a_certificate_and_its_key_are_of_no_use_without_each_other(name: str) -> None:
+    with pytest.raises(SettingError, match=r"^QUEUE_ACTOR_TLS_CERT and QUEUE_ACTOR_TLS_KEY: "):
+        read_settings({f"QUEUE_ACTOR_{name}": "server.pem"}, [])
+
+
+def test_nobody_is_asked_for_a_certificate_without_tls() -> None:
+    with pytest.raises(SettingError, match=r"^QUEUE_ACTOR_TLS_CLIENT_CA: is no use without QUEUE_ACTOR_TLS_CERT$"):
+        read_settings({"QUEUE_ACTOR_TLS_CLIENT_CA": "clients.pem"}, [])
+
+
 # --- help
 
 
