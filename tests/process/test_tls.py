@@ -192,7 +192,7 @@ def test_a_certificate_is_renewed_under_load_and_no_request_fails(server: Server
         thread.start()
     try:
         for renewals in range(1, 6):
-            assert eventually(lambda count=renewals: len(serials) == count or failed)  # type: ignore[misc] # bound here
+            assert eventually(lambda count=renewals: len(serials) >= count or bool(failed))  # type: ignore[misc] # it is bound here
             pair.renew()
             server.send_signal(signal.SIGHUP)
     finally:
@@ -239,7 +239,7 @@ def test_two_hundred_half_handshakes_keep_nobody_waiting_and_are_closed_in_time(
         half = [stack.enter_context(server.connect()) for _ in range(200)]
         for number, connection in enumerate(half):
             connection.sendall(said[: (0, 1, 50, len(said))[number % 4]])
-        waits = []
+        waits: list[float] = []
         while len(waits) < 50:
             asked = time.monotonic()
             assert other.ask("GET", "/healthz").status == 200
