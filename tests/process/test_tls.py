@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -117,6 +118,22 @@ def test_curl_is_served_if_it_knows_the_authority_and_asks_for_the_right_name(se
     plain = curl(f"http://127.0.0.1:{server.port}/jobs/1", "--write-out", "%{http_code}")
     assert plain.stdout.endswith("400")
     assert "https://" in plain.stdout
+
+
+def test_the_commands_in_the_readme_make_a_pair_that_serves(tmp_path: Path) -> None:
+    make, ask = re.findall(r"^```sh tls\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    subprocess.run(["bash", "-euc", make], cwd=tmp_path, capture_output=True, timeout=START_SECONDS, check=True)
+    flags = ("--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"))
+    with Server("--bind", "127.0.0.1:0", *flags) as server:
+        server.wait_ready()
+        asked = subprocess.run(
+            ["bash", "-euc", ask.replace(":8080", f":{server.port}")],
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=ANSWER_SECONDS,
+            check=True,
+        )
+    assert json.loads(asked.stdout)["Status"] == "QUEUED"
 
 
 def test_a_connection_is_kept_and_polls_and_streams_pass_through_it(server: Server, pair: Pair) -> None:
