@@ -43,7 +43,7 @@ A_CRASH_LOSES = {
 
 
 async def serve_queue(
-    settings: Settings, listener: socket.socket, data: Data | None, certificate: Certificate | None
+    settings: Settings, listener: socket.socket, data: Data | None, certificate: Certificate | None = None
 ) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
     with installed(settings) as connections:

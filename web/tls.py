@@ -72,7 +72,7 @@ class Certificate:
     def _read(self) -> ssl.SSLContext:
         cert, key, client_ca = self._settings.tls_cert, self._settings.tls_key, self._settings.tls_client_ca
         for name, path in (("TLS_CERT", cert), ("TLS_KEY", key), ("TLS_CLIENT_CA", client_ca)):
-            _readable(name, path)
+            _open(name, path)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -88,10 +88,12 @@ class Certificate:
             raise SettingError(
                 f"{PREFIX}TLS_CERT: {cert} and {key} are no certificate and its key, in PEM: {_reason(error)}"
             ) from error
+        except OSError as error:  # a moment ago it could be read
+            raise SettingError(f"{PREFIX}TLS_CERT: cannot read {cert} and {key}: {error.strerror}") from error
         if client_ca:
             try:
                 context.load_verify_locations(client_ca)
-            except ssl.SSLError as error:
+            except OSError as error:  # ssl.SSLError is one
                 raise SettingError(f"{PREFIX}TLS_CLIENT_CA: {client_ca} holds no certificate in PEM") from error
             context.verify_mode = ssl.CERT_REQUIRED
         logger.info("tls_read", extra={"facts": {"certificate": cert, "valid_until": until}})
@@ -117,10 +119,11 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _readable(name: str, path: str) -> None:
+def _open(name: str, path: str) -> None:
+    """Nothing but that: `ssl` does not tell which of the files it cannot open."""
     if path:
         try:
-            Path(path).read_bytes()
+            Path(path).open("rb").close()
         except OSError as error:
             raise SettingError(f"{PREFIX}{name}: cannot read {path}: {error.strerror}") from error
 

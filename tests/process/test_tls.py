@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -267,6 +268,25 @@ def test_two_hundred_half_handshakes_keep_nobody_waiting_and_are_closed_in_time(
                 pass
         assert time.monotonic() - began < 2 * HANDSHAKE_SECONDS
         assert eventually(lambda: server.files <= files)
+
+
+def test_hellos_that_are_broken_in_any_way_are_no_failure(server: Server, pair: Pair) -> None:
+    chance = random.Random(1)  # noqa: S311 - the same in every run
+    files = server.files
+    said = hello(pair)
+    for _ in range(300):
+        broken = bytearray(said)
+        for _ in range(chance.randint(1, 5)):
+            place = chance.randrange(len(broken))
+            broken[place : place + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+        with server.connect() as connection, suppress(ConnectionError):
+            connection.sendall(broken)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65_536):
+                pass
+    with Client(server, pair.trust) as client:
+        assert client.ask("GET", "/healthz").status == 200
+    assert eventually(lambda: server.files <= files)
 
 
 # --- the end

@@ -129,6 +129,21 @@ def test_a_new_pair_is_used_and_a_broken_one_is_not(
     assert "are no certificate and its key" in vars(record)["facts"]["reason"]
 
 
+def test_a_file_that_vanishes_while_it_is_read_is_no_end(
+    paths: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate = Certificate(paths)
+    before = certificate.context
+
+    def vanished(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", vanished)
+    certificate.read_again()
+    assert certificate.context is before
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == ["tls_unusable"]
+
+
 @pytest.fixture
 async def watching(paths: Settings, nursery: trio.Nursery) -> Certificate:
     certificate = Certificate(paths)
