@@ -37,6 +37,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="serve other hosts than loopback although anyone who reaches the port may do anything"),
     ] = False
+    tls_cert: Annotated[
+        str,
+        Meta(description="file of the certificate and its chain, in PEM; with it HTTPS is served, and nothing else"),
+    ] = ""
+    tls_key: Annotated[str, Meta(description="file of the key of the certificate, in PEM and not encrypted")] = ""
+    tls_client_ca: Annotated[
+        str, Meta(description="file of certificates, in PEM, one of which has to have signed that of each client")
+    ] = ""
     data: Annotated[
         str,
         Meta(description="directory that keeps the jobs; without one they are lost when the process ends"),
@@ -234,6 +242,10 @@ def read_settings(environment: Mapping[str, str], arguments: Sequence[str]) -> S
             f"{PREFIX}PAYLOAD_BYTES_MAX: {settings.payload_bytes_max} is more than "
             f"{PREFIX}REQUEST_BYTES_MAX, {settings.request_bytes_max}"
         )
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SettingError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: one is no use without the other")
+    if settings.tls_client_ca and not settings.tls_cert:
+        raise SettingError(f"{PREFIX}TLS_CLIENT_CA: is no use without {PREFIX}TLS_CERT")
     return settings
 
 

@@ -21,6 +21,7 @@ from web.app import App
 from web.binding import address_of, listen
 from web.logs import set_up_logging
 from web.serving import installed, make_config
+from web.tls import Certificate, watched
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG
@@ -41,14 +42,17 @@ A_CRASH_LOSES = {
 }
 
 
-async def serve_queue(settings: Settings, listener: socket.socket, data: Data | None) -> None:
+async def serve_queue(
+    settings: Settings, listener: socket.socket, data: Data | None, certificate: Certificate | None = None
+) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
     with installed(settings) as connections:
-        async with open_engine(settings, data=data) as engine:
+        connections.certificate = certificate
+        async with open_engine(settings, data=data) as engine, watched(certificate):
             app = App(engine, settings)
             connections.identify = app.identify
             config = make_config(settings)
-            address = address_of(listener)
+            address = address_of(listener, "https" if certificate else "http")
             config.bind = [f"fd://{listener.detach()}"]
             async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
                 end = partial(_end, app, engine, telling.cancel_scope)
@@ -111,20 +115,21 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         settings = read_settings(environment, arguments)
         set_up_logging(settings)
         with open_directory(settings) if settings.data else nullcontext() as data:
+            certificate = Certificate(settings) if settings.tls_cert else None
             listener = listen(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
-            return _run(settings, listener, data)
+            return _run(settings, listener, data, certificate)
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION
 
 
-def _run(settings: Settings, listener: socket.socket, data: Data | None) -> int:
+def _run(settings: Settings, listener: socket.socket, data: Data | None, certificate: Certificate | None) -> int:
     return_code = 0
     try:
-        trio.run(serve_queue, settings, listener, data)
+        trio.run(serve_queue, settings, listener, data, certificate)
     except* UnreadableError as unreadable:
         logger.critical("unreadable", extra={"facts": {"reason": str(unreadable.exceptions[0])}})
         return_code = EXIT_CONFIGURATION

@@ -35,8 +35,11 @@ _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]*)?\Z")  # RFC 9110, section 7.2
 _TARGET_CHARACTERS_MAX = 200  # of a path that are logged
 
-SAME_SITE = frozenset({"same-origin", "same-site", "none"})
-"""Values of Sec-Fetch-Site that a page of another site cannot have (W3C Fetch Metadata)."""
+SAME_ORIGIN = frozenset({"same-origin", "none"})
+"""Values of Sec-Fetch-Site that a page of another origin cannot have (W3C Fetch Metadata).
+
+Another port of this machine is another origin, and of the same site: `same-site` is none of them.
+"""
 
 
 class App(QuartTrio):
@@ -187,15 +190,19 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
     if not any_host and host and not (match and is_loopback((match[1] or match[2]).lower())):
         raise Problem("foreign_host", f"this server answers to loopback names only, not to {host[:100]}", field="Host")
     origin = request.headers.get("Origin")
-    if origin is not None and _authority(origin) != host.lower():
+    if origin is not None and _authority(origin, secure=request.scheme == "https") != host.lower():
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Origin")
-    if request.headers.get("Sec-Fetch-Site", "none") not in SAME_SITE:
-        raise Problem("foreign_origin", "pages of another site may not use this server", field="Sec-Fetch-Site")
+    if request.headers.get("Sec-Fetch-Site", "none") not in SAME_ORIGIN:
+        raise Problem("foreign_origin", "pages of another origin may not use this server", field="Sec-Fetch-Site")
 
 
-def _authority(origin: str) -> str | None:
-    """The host and port of an origin; None if it has none, as `null` has."""
+def _authority(origin: str, *, secure: bool) -> str | None:
+    """The host and port of an origin; None if it has none, as `null` has, or is not as secure as this server.
+
+    Without TLS it may be more so: a proxy may stand in front.
+    """
     try:
-        return urlsplit(origin).netloc.lower() or None
+        url = urlsplit(origin)
     except ValueError:
         return None
+    return None if secure and url.scheme != "https" else url.netloc.lower() or None

@@ -8,7 +8,8 @@ served here, by one task that does one thing after the other:
 So nothing runs beside a request, no task is started or cancelled for one, and the order of the code is the order of
 events. Rules for editors:
 
-1. Every wait for the client has a deadline: in `_next_request`, `_read_body`, `_receive_chunk`, `_write` and `_linger`.
+1. Every wait for the client has a deadline: in `_secure`, `_next_request`, `_read_body`, `_receive_chunk`, `_write`
+   and `_linger`.
 2. A drain, or the limit of connections, cuts short only the wait for a request: that has cost the client nothing.
 3. What a connection raises ends that connection alone. It is logged with its traceback, never lost.
 4. A `Problem` raised before the answer has begun is the answer, and the last one: what the client sends after it could
@@ -27,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import chain
+from math import inf
 from typing import Any
 
 import h11
@@ -39,9 +41,12 @@ from hypercorn.utils import parse_socket_addr
 from queue_actor.settings import KIB, Settings
 from web.heads import HEAD_BYTES_MAX, is_stream, read_head
 from web.problems import Problem
+from web.tls import Certificate, NoHandshake, shake_hands, take_leave
 
 # From the connect, or from the first byte of a later request, to the end of its headers.
 FIRST_REQUEST_SECONDS = 5.0
+# Of these, for the handshake of TLS.
+HANDSHAKE_SECONDS = 3.0
 # For a body, and one more for each BODY_BYTES_PER_SECOND of it that have come: large is no offence, slow is.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 10_000
@@ -87,6 +92,8 @@ class Connections(EventWrapper):
         self.idle: dict[Connection, None] = {}
         # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
         self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
+        # With one, every connection begins with a handshake.
+        self.certificate: Certificate | None = None
 
     def __len__(self) -> int:
         return len(self.admitted)
@@ -134,6 +141,10 @@ class Connection:
     state: asgi.LifespanState
     stream: trio.SocketStream
 
+    # What the client says and hears: the same stream, or what is within TLS.
+    plain: trio.abc.Stream = field(init=False)
+    certificate: Certificate | None = field(init=False)  # for the handshake that is to come
+    opened: float = field(default_factory=trio.current_time)
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, HEAD_BYTES_MAX))
     client: tuple[str, int] | None = None
     server: tuple[str, int] | None = None
@@ -158,6 +169,8 @@ class Connection:
     def __post_init__(self) -> None:
         self.context.terminated = self.connections
         self.finishing = self.connections.is_set()
+        self.plain = self.stream
+        self.certificate = self.connections.certificate
 
     def __await__(self) -> Generator[Any, None, None]:
         return self.run().__await__()
@@ -186,10 +199,12 @@ class Connection:
         try:
             self._look_at_socket()
             self.connections.admit(self)
+            await self._secure()
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
                 self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
-                scope = read_head(request, client=self.client, server=self.server)
+                scheme = "http" if self.plain is self.stream else "https"
+                scope = read_head(request, client=self.client, server=self.server, scheme=scheme)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
                 self.streaming = is_stream(scope)
@@ -201,6 +216,9 @@ class Connection:
                     break
                 self.http.start_next_cycle()
                 self.method, self.path, self.request_id, self.begun = "", "", "", False
+            if isinstance(self.plain, trio.SSLStream):
+                with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
+                    await take_leave(self.plain)
         except Problem as problem:
             await self._refuse(problem)
 
@@ -213,14 +231,41 @@ class Connection:
         except OSError as error:  # It was reset before anybody looked.
             raise HungUp from error
 
+    async def _secure(self) -> None:
+        """Puts TLS around the stream, if the server has a certificate; once.
+
+        Raises:
+            HungUp: It did not come to that; the log has the reason.
+            Problem: `malformed`: the client speaks HTTP without TLS. So it is answered without.
+        """
+        certificate, self.certificate = self.certificate, None
+        if certificate is None:
+            return
+        reason = f"not complete within {HANDSHAKE_SECONDS:g} seconds"
+        with trio.CancelScope(deadline=-inf if self.finishing else self.opened + HANDSHAKE_SECONDS) as self.wait:
+            try:
+                self.plain = await shake_hands(self.stream, certificate)
+            except NoHandshake as error:
+                if error.speaks_http:
+                    raise Problem("malformed", "This port speaks HTTPS: ask for https:// instead.") from error
+                reason = str(error)
+            else:
+                return
+        if not self.finishing:  # then nothing has failed
+            facts = {"client": self.client and self.client[0], "reason": reason}
+            logger.info("handshake_failed", extra={"facts": facts})
+        if not self.wait.cancelled_caught:
+            await self._linger()  # it was told why
+        raise HungUp
+
     async def _next_request(self) -> h11.Request | None:
         """The next request with its headers complete, or None when it is time to close."""
-        seconds = FIRST_REQUEST_SECONDS
+        deadline = self.opened + FIRST_REQUEST_SECONDS
         if self.served:
-            seconds = self.connections.settings.idle_seconds
+            deadline = trio.current_time() + self.connections.settings.idle_seconds
             self.connections.idle[self] = None
         event: object = None
-        with trio.CancelScope(relative_deadline=0 if self.finishing else seconds) as self.wait:
+        with trio.CancelScope(deadline=-inf if self.finishing else deadline) as self.wait:
             while (event := self._next_event()) is h11.NEED_DATA:
                 if self in self.connections.idle and self.http.trailing_data[0] and not self.finishing:
                     del self.connections.idle[self]
@@ -371,6 +416,8 @@ class Connection:
             "code": problem.code,
         }
         logger.info("refused", extra={"facts": facts})
+        with suppress(Problem):  # a client without TLS hears it without
+            await self._secure()
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in {**problem.headers, **identity}.items()]
         lines += [f"{name.decode()}: {value.decode()}" for name, value in self.config.response_headers("h11")]
@@ -381,6 +428,8 @@ class Connection:
     async def _linger(self) -> None:
         """Lets a client that was answered before it had sent all send a little more, and read its answer."""
         with trio.move_on_after(LINGER_SECONDS) as self.wait, suppress(trio.BrokenResourceError):
+            if isinstance(self.plain, trio.SSLStream):
+                await take_leave(self.plain)
             await self.stream.send_eof()
             while await self.stream.receive_some(READ_BYTES):
                 pass
@@ -396,7 +445,7 @@ class Connection:
         """Waits for more from the client, and hands it to h11."""
         data = b""
         with suppress(trio.BrokenResourceError):
-            data = await self.stream.receive_some(READ_BYTES)
+            data = bytes(await self.plain.receive_some(READ_BYTES))
         if not data:
             self.gone = True
             raise HungUp
@@ -409,7 +458,7 @@ class Connection:
             try:
                 with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
                     if not self.gone:
-                        await self.stream.send_all(data[start : start + SEND_BYTES])
+                        await self.plain.send_all(data[start : start + SEND_BYTES])
                         sent = True
             finally:  # also if the application cancels its send: nobody knows how much has left, so nothing may follow
                 self.gone |= not sent

@@ -22,7 +22,9 @@ CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 ENCODED_SLASH = re.compile("%2F", re.IGNORECASE)
 
 
-def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: tuple[str, int] | None) -> HTTPScope:
+def read_head(
+    request: h11.Request, *, client: tuple[str, int] | None, server: tuple[str, int] | None, scheme: str = "http"
+) -> HTTPScope:
     """The ASGI scope of a request, with neither state nor extensions.
 
     Raises:
@@ -51,7 +53,7 @@ def read_head(request: h11.Request, *, client: tuple[str, int] | None, server: t
         "asgi": {"spec_version": "2.1", "version": "3.0"},
         "http_version": request.http_version.decode(),
         "method": request.method.decode(),
-        "scheme": "http",
+        "scheme": scheme,
         "path": unquote(ENCODED_SLASH.sub("%252F", path.decode())),
         "raw_path": path,
         "query_string": query,

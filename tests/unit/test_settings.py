@@ -16,6 +16,9 @@ TEXTS: dict[str, dict[str, Any]] = {
     "open": {"1": True, "0": False, "true": True, "false": False},
     "queues": {"auto": "auto", "declared": "declared"},
     "data": {"jobs": "jobs", "/var/lib/queue-actor": "/var/lib/queue-actor"},
+    "tls_cert": {"server.pem": "server.pem"},
+    "tls_key": {"server.key": "server.key"},
+    "tls_client_ca": {"clients.pem": "clients.pem"},
     "durability": {"full": "full", "normal": "normal"},
     "vacuum": {"1": True, "0": False},
     "engine": {"actor": "actor", "lock": "lock"},
@@ -62,6 +65,9 @@ NUMBERS: dict[str, tuple[float, float, float]] = WHOLE | BROKEN
 
 # What must be set as well, so that a value at its bound does not contradict the default of another.
 COMPANIONS = {
+    "tls_cert": ("--tls-key", "server.key"),
+    "tls_key": ("--tls-cert", "server.pem"),
+    "tls_client_ca": ("--tls-key", "server.key", "--tls-cert", "server.pem"),
     "lease_seconds_max": ("--lease-seconds", "0.1"),
     "request_bytes_max": ("--payload-bytes-max", "1"),
     "payload_bytes_max": ("--request-bytes-max", str(64 * MIB)),
@@ -360,6 +366,17 @@ def test_a_payload_fits_into_a_request() -> None:
 def test_a_default_may_contradict_a_value_too() -> None:
     with pytest.raises(SettingError, match="QUEUE_ACTOR_LEASE_SECONDS: 300 is more than"):
         read_settings({"QUEUE_ACTOR_LEASE_SECONDS_MAX": "299"}, [])
+
+
+@pytest.mark.parametrize("name", ["TLS_CERT", "TLS_KEY"])
+def test_a_certificate_and_its_key_are_of_no_use_without_each_other(name: str) -> None:
+    with pytest.raises(SettingError, match=r"^QUEUE_ACTOR_TLS_CERT and QUEUE_ACTOR_TLS_KEY: "):
+        read_settings({f"QUEUE_ACTOR_{name}": "server.pem"}, [])
+
+
+def test_nobody_is_asked_for_a_certificate_without_tls() -> None:
+    with pytest.raises(SettingError, match=r"^QUEUE_ACTOR_TLS_CLIENT_CA: is no use without QUEUE_ACTOR_TLS_CERT$"):
+        read_settings({"QUEUE_ACTOR_TLS_CLIENT_CA": "clients.pem"}, [])
 
 
 # --- help
