@@ -22,7 +22,7 @@ CONTRACT = sorted(ROOT.glob("tests/contract/test_*.py"))
 PURE = (
     *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "deadlines", "tokens"),
     *("queues", "queries", "idempotency", "meters", "retry", "changes", "rows", "retention", "recovery"),
-    "transitions",
+    *("transitions", "access"),
 )
 
 FILE_LINES_MAX = 400
