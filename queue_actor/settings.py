@@ -37,6 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="serve other hosts than loopback although anyone who reaches the port may do anything"),
     ] = False
+    tokens: Annotated[
+        str,
+        Meta(description="file of access tokens, which every request needs then; without one the server is open"),
+    ] = ""
     data: Annotated[
         str,
         Meta(description="directory that keeps the jobs; without one they are lost when the process ends"),

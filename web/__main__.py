@@ -7,17 +7,20 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import trio
 from hypercorn.trio import serve
 
+from queue_actor.access import AccessError
 from queue_actor.directory import Data, open_directory
 from queue_actor.engine import Engine, UnreadableError
 from queue_actor.service import open_engine
-from queue_actor.settings import SettingError, Settings, help_text, read_settings
+from queue_actor.settings import PREFIX, SettingError, Settings, help_text, read_settings
 from web.app import App
+from web.auth import Access
 from web.binding import address_of, listen
 from web.logs import set_up_logging
 from web.serving import installed, make_config
@@ -41,11 +44,13 @@ A_CRASH_LOSES = {
 }
 
 
-async def serve_queue(settings: Settings, listener: socket.socket, data: Data | None) -> None:
+async def serve_queue(
+    settings: Settings, listener: socket.socket, data: Data | None, access: Access | None = None
+) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
     with installed(settings) as connections:
-        async with open_engine(settings, data=data) as engine:
-            app = App(engine, settings)
+        async with open_engine(settings, data=data) as engine, kept_current(access):
+            app = App(engine, settings, access)
             connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener)
@@ -55,6 +60,33 @@ async def serve_queue(settings: Settings, listener: socket.socket, data: Data | 
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
                 telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
     logger.info("ended", extra={"facts": {"address": address}})
+
+
+@asynccontextmanager
+async def kept_current(access: Access | None) -> AsyncIterator[None]:
+    """Read the file of tokens again when it changes, and on SIGHUP, as long as the block lasts."""
+    if access is None:
+        yield
+        return
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(access.watch)
+            nursery.start_soon(_read_on, signals, access)
+            access.tell()
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def _read_on(signals: AsyncIterator[int], access: Access) -> None:
+    async for _ in signals:
+        access.read_again()
+
+
+def _open_access(settings: Settings) -> Access | None:
+    try:
+        return Access(Path(settings.tokens)) if settings.tokens else None
+    except AccessError as error:
+        raise SettingError(f"{PREFIX}TOKENS: {error}") from error
 
 
 async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
@@ -110,21 +142,22 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         settings = read_settings(environment, arguments)
         set_up_logging(settings)
+        access = _open_access(settings)
         with open_directory(settings) if settings.data else nullcontext() as data:
             listener = listen(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
-            return _run(settings, listener, data)
+            return _run(settings, listener, data, access)
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION
 
 
-def _run(settings: Settings, listener: socket.socket, data: Data | None) -> int:
+def _run(settings: Settings, listener: socket.socket, data: Data | None, access: Access | None) -> int:
     return_code = 0
     try:
-        trio.run(serve_queue, settings, listener, data)
+        trio.run(serve_queue, settings, listener, data, access)
     except* UnreadableError as unreadable:
         logger.critical("unreadable", extra={"facts": {"reason": str(unreadable.exceptions[0])}})
         return_code = EXIT_CONFIGURATION
