@@ -17,7 +17,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:], environment)
     asked = bool({"-h", "--help"} & set(arguments))
-    print(USAGE, file=sys.stdout if asked else sys.stderr)  # noqa: T201 - a command talks to its caller
+    print(USAGE, file=sys.stdout if asked else sys.stderr)
     return 0 if asked else token_command.EXIT_USAGE
 
 

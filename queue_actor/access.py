@@ -11,6 +11,7 @@ A name may have several tokens at once, which is how one is replaced by another 
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -242,10 +243,8 @@ def decode_file(data: bytes) -> AccessFile:
 def _called(raw: msgspec.Raw, number: int) -> str:
     """How a record that cannot be understood is called."""
     record: Any = None
-    try:
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):  # then it has no name that could be told
         record = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # then it has no name that could be told
     name = record.get("name") if isinstance(record, dict) else None
     return f"token {name[:100]!a}" if isinstance(name, str) else f"token number {number}"
 

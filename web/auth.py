@@ -360,7 +360,7 @@ def forbidden(scopes: Iterable[Scope], where: str, *, field: str | None = None) 
     needed = list(scopes)
     return Problem(
         "forbidden",
-        f"this token may not do that: it needs {' or '.join(needed)} on {where}",
+        f"this token may not do that: it needs the scope {' or '.join(needed)} on {where}",
         field=field,
         WWW_Authenticate=f'{REALM}, error="insufficient_scope", scope="{needed[0]}"',
     )
