@@ -205,6 +205,14 @@ class StateMachine:
         """The queues in which a job may have become available since the last call, in that order."""
         return self._ledger.take_readied()
 
+    def offers(self, name: str) -> bool:
+        """Whether a queue may hand out a job now."""
+        queue = self._queues.get(name)
+        if queue is None or queue.paused:
+            return False
+        most = queue.policy.in_progress_max
+        return len(queue.ready) > 0 and (most is None or queue.counts[IN_PROGRESS] < most)
+
     def next_due_seconds(self, now: Now) -> float | None:
         """How long until a sweep has something to do that cannot wait; None if there is nothing."""
         return self._ledger.next_due_seconds(now)

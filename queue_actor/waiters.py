@@ -128,6 +128,8 @@ class Waiters:
                     if not reply.leases and not reply.repeated:
                         break
                 except HolderFull as refusal:
+                    if not machine.offers(queue):
+                        break  # it is nobody's turn
                     reply = refusal
                 self.discard(parked.request)
                 parked.request.decided = True

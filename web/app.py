@@ -19,8 +19,9 @@ from werkzeug.routing import MapAdapter
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
-from web.auth import Access, admit, caller_of
+from web.auth import Access, admit
 from web.binding import is_loopback
+from web.callers import caller_of
 from web.exchanges import Exchange
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes

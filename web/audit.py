@@ -5,7 +5,7 @@ from typing import Any
 
 from quart import request
 
-from web.auth import caller_of
+from web.callers import caller_of
 
 logger = logging.getLogger("web.audit")
 

@@ -2,17 +2,16 @@
 
 A server with a file of tokens asks each request for one (RFC 6750), but for the routes that are public. What a route
 needs stands in one table, `RULES`, and is checked in one place, before its handler runs. Where the queue is named in
-the body, the table asks for the scope as such, and the handler for the queue, by `caller_of(request).require(...)`.
+the body, the table asks for the scope as such, and the handler for the queue, by `caller_of(request).require(...)` of
+web/callers.py.
 
 Whatever is decided here depends on names alone, never on which queues and jobs there are: who may not look at a queue
 is answered alike whether it exists or not.
-
-An open server has one caller, `ANYONE`, who may do everything.
 """
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil, inf
 from pathlib import Path
@@ -24,11 +23,11 @@ from msgspec.structs import replace
 from quart.wrappers import Request
 
 from queue_actor.access import AccessError, Grant, Keyring, Scope, Secret, is_well_formed
-from queue_actor.commands import Dequeue, Dequeued
-from queue_actor.engine import Clock, Engine, system_clock
+from queue_actor.commands import Dequeue
+from queue_actor.engine import Clock, system_clock
 from queue_actor.jobs import DEFAULT_QUEUE
 from queue_actor.token_file import read_file, signature_of
-from web.exchanges import cancelled_by_disconnect
+from web.callers import NAME_CHARACTERS_MAX, Caller, forbidden, set_caller, unauthorized
 from web.problems import Problem
 from web.rates import Bucket, Rates, Unit, policy_field, rate_field
 
@@ -37,13 +36,7 @@ logger = logging.getLogger("web")
 POLL_SECONDS = 2.0
 """How often the file of tokens is looked at."""
 
-REALM = 'Bearer realm="queue-actor"'
-CALLER = "queue_actor.caller"
-"""Where a request keeps who sent it."""
-
 _BEARER = re.compile(rb"\A(?i:bearer) +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750, section 2.1
-_NAME_CHARACTERS_MAX = 100  # of a queue in a refusal
-
 Where = Literal["default", "path", "body", "any", "every"]
 """Which queue a route is about: `default`; the one in its path; those in its body, which the handler sees to; any, so
 that the handler shows what the caller may see; or every one there is."""
@@ -99,62 +92,6 @@ RULES: dict[str, Rule | None] = {
 """By the endpoint of the route. One that does not stand here is a bug, and answers nobody who needs a token."""
 
 
-class Caller:
-    """Who sent a request. This one may do everything: the caller of an open server."""
-
-    name: str | None = None
-
-    def may(self, scope: Scope, queue: str) -> bool:  # noqa: ARG002 - others look at what is asked
-        """Whether a queue, or all queues of a prefix (`tenant:*`), may be used so."""
-        return True
-
-    def require(self, scope: Scope, *queues: str, field: str | None = None) -> None:
-        """Refuse what is not allowed on all of some queues.
-
-        Raises:
-            Problem: `forbidden`.
-        """
-
-    @property
-    def patterns(self) -> tuple[str, ...] | None:
-        """The queues that may be told of; None: all."""
-        return None
-
-    def as_holder(self, dequeue: Dequeue) -> Dequeue:
-        """The dequeue, with whom its leases count for."""
-        return dequeue
-
-    def admit_jobs(self, count: int = 0) -> None:
-        """Let an enqueue of so many jobs pass, or a dequeue, which is charged afterwards.
-
-        Raises:
-            Problem: `rate_limited`.
-        """
-
-    def charge_jobs(self, count: int) -> None:
-        """Count jobs that were handed out."""
-
-    async def pace_jobs(self, count: int) -> None:
-        """Let a part of a stream pass, so many jobs, when there is room for it.
-
-        Raises:
-            Problem: `unauthorized`: the token has become invalid meanwhile.
-        """
-
-    @contextmanager
-    def while_valid(self) -> Iterator[trio.CancelScope]:
-        """Cancels the block when the token becomes invalid."""
-        with trio.CancelScope() as scope:
-            yield scope
-
-    def rate_fields(self) -> dict[str, str]:
-        """The header fields that tell how much is left of what is limited."""
-        return {}
-
-
-ANYONE = Caller()
-
-
 class TokenHolder(Caller):
     """Who has shown a token."""
 
@@ -173,7 +110,7 @@ class TokenHolder(Caller):
         """See `Caller.require`."""
         for queue in queues:
             if not self.may(scope, queue):
-                raise forbidden((scope,), f"queue {queue[:_NAME_CHARACTERS_MAX]}", field=field)
+                raise forbidden((scope,), f"queue {queue[:NAME_CHARACTERS_MAX]}", field=field)
 
     def check(self, rule: Rule, queue: str | None) -> None:
         """Refuse what the rule of a route does not allow; the queue is that of the path, if there is one.
@@ -194,7 +131,7 @@ class TokenHolder(Caller):
                     raise forbidden(rule.scopes, "any queue")
                 return
         if not any(self.may(scope, wanted) for scope in rule.scopes):
-            where = "all queues, *" if wanted == "*" else f"queue {wanted[:_NAME_CHARACTERS_MAX]}"
+            where = "all queues, *" if wanted == "*" else f"queue {wanted[:NAME_CHARACTERS_MAX]}"
             raise forbidden(rule.scopes, where)
 
     @property
@@ -355,23 +292,6 @@ class Access:
                 self.read_again()
 
 
-def forbidden(scopes: Iterable[Scope], where: str, *, field: str | None = None) -> Problem:
-    """The refusal of what a token does not allow."""
-    needed = list(scopes)
-    return Problem(
-        "forbidden",
-        f"this token may not do that: it needs the scope {' or '.join(needed)} on {where}",
-        field=field,
-        WWW_Authenticate=f'{REALM}, error="insufficient_scope", scope="{needed[0]}"',
-    )
-
-
-def unauthorized(detail: str, *, sent: bool) -> Problem:
-    """The refusal of who does not show a valid token."""
-    challenge = f'{REALM}, error="invalid_token"' if sent else REALM
-    return Problem("unauthorized", detail, WWW_Authenticate=challenge)
-
-
 def admit(access: Access | None, request: Request) -> None:
     """Find out who sent a request, and refuse what they may not do; the one place that guards every route.
 
@@ -385,34 +305,6 @@ def admit(access: Access | None, request: Request) -> None:
     if rule is PUBLIC:
         return
     caller = access.caller(request.scope)
-    request.scope["extensions"][CALLER] = {"caller": caller}
+    set_caller(request, caller)
     caller.admit_request()
     caller.check(rule, (request.view_args or {}).get("queue"))
-
-
-async def dequeue_for(request: Request, engine: Engine, command: Dequeue) -> Dequeued:
-    """Carry out a dequeue. One that waits ends with its client, and is answered as empty when its token ends.
-
-    Raises:
-        Problem: `rate_limited`.
-        QueueError: The refusal.
-    """
-    caller = caller_of(request)
-    caller.admit_jobs()
-    command = caller.as_holder(command)
-    if command.wait_seconds > 0:
-        async with cancelled_by_disconnect(request):
-            # Once a lease is given the block is not cancelled any more.
-            dequeued = Dequeued()
-            with caller.while_valid():
-                dequeued = await engine.execute(command)
-    else:
-        dequeued = await engine.execute(command)
-    caller.charge_jobs(len(dequeued.leases))
-    return dequeued
-
-
-def caller_of(request: Request) -> Caller:
-    """Who sent a request that was admitted."""
-    kept: dict[str, Caller] = request.scope["extensions"].get(CALLER, {})
-    return kept.get("caller", ANYONE)

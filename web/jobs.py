@@ -27,7 +27,6 @@ from queue_actor.errors import QueueError
 from queue_actor.jobs import Job
 from queue_actor.settings import Settings
 from web.audit import audit
-from web.auth import caller_of, dequeue_for, forbidden
 from web.bodies import (
     Body,
     ClaimBody,
@@ -41,6 +40,7 @@ from web.bodies import (
     ReleaseBody,
     check_batch,
 )
+from web.callers import caller_of, dequeue_for, forbidden
 from web.exchanges import BodyStream
 from web.fields import BATCH
 from web.filters import ReleaseManyBody

@@ -27,8 +27,8 @@ from queue_actor.engine import Engine, execute_in_slices
 from queue_actor.jobs import FINISHED, JobState, first_policy
 from queue_actor.settings import Settings
 from web.audit import audit
-from web.auth import caller_of
 from web.bodies import Body, PolicyBody
+from web.callers import caller_of
 from web.exchanges import cancelled_by_disconnect
 from web.filters import FilterBody, PurgeBody, RedriveBody
 from web.replies import Reply, reply

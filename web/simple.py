@@ -12,7 +12,7 @@ from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, EnqueuedJob,
 from queue_actor.engine import Engine
 from queue_actor.jobs import Job, JobState
 from queue_actor.settings import Settings
-from web.auth import caller_of, dequeue_for
+from web.callers import caller_of, dequeue_for
 from web.problems import Problem
 from web.replies import Reply, reply
 from web.schemas import (

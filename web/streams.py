@@ -15,8 +15,8 @@ from queue_actor.commands import Enqueue, NewJob
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import KIB, Settings
-from web.auth import Caller, caller_of
 from web.bodies import NewJobBody
+from web.callers import Caller, caller_of
 from web.exchanges import BodyStream
 from web.problems import Problem
 from web.replies import Reply

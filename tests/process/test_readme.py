@@ -98,7 +98,7 @@ def test_the_tour_in_the_readme_works_as_printed(tmp_path: Path) -> None:
 
 
 def test_the_commands_about_access_in_the_readme_work_as_printed(tmp_path: Path) -> None:
-    """The server that is started in the middle runs here from the beginning, and reads the tokens when they are made."""
+    """The server that starts in the middle runs here from the beginning, and reads the tokens once there are some."""
     (tmp_path / "tokens.json").write_text('{"tokens": []}')
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     document = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -212,7 +212,6 @@ class Model:
         attempt = {
             "fence": job["fence"],
             "consumer": job["consumer"],
-            "holder": job["holder"],
             "started_at": job["started_at"],
             "ended_at": self.now.wall,
             "outcome": outcome,
