@@ -187,7 +187,7 @@ def test_the_flag_wins_over_the_variable(command: Command, tmp_path: Path) -> No
     command.create("a", "--file", str(tmp_path / "other.json"))
 
     assert not command.path.exists()
-    assert read_file(tmp_path / "other.json").named("a")
+    assert read_file(tmp_path / "other.json").named("a").tokens
 
 
 def test_a_file_that_cannot_be_used_is_78(command: Command) -> None:
