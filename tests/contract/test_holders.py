@@ -5,12 +5,12 @@ import trio
 from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
-from queue_actor.commands import Dequeue, IdempotencyKey, ListQueues, TakeBack
+from queue_actor.commands import Dequeue, IdempotencyKey, ListQueues, Pause, TakeBack
 from queue_actor.engine import Engine
 from queue_actor.errors import HolderFull
 from tests.contract.state import machine_of
 from tests.contract.test_durable import Lives
-from tests.contract.verbs import conclude, enqueue, fail, pass_time, refusal, release, types
+from tests.contract.verbs import conclude, enqueue, fail, give_policy, pass_time, refusal, release, types
 from tests.fakes import Call
 
 pytestmark = pytest.mark.virtual_time
@@ -65,6 +65,39 @@ async def test_whose_turn_comes_while_its_holder_has_enough_is_refused(engine: E
     assert isinstance(second.refusal, HolderFull)
     assert types(third.reply.leases) == ["b"]
     assert engine.statistics().waiters == 0
+
+
+async def test_who_waits_is_refused_only_where_there_is_a_job(engine: Engine, nursery: trio.Nursery) -> None:
+    """Its holder comes to have enough, from another queue, while there is nothing for it to be refused of."""
+    waits = await Call.start(nursery, engine, by("h", 1, wait=20))
+    await enqueue(engine, "x", queue="r")
+    (x,) = (await engine.execute(by("h", 1, queue="r"))).leases
+    await give_policy(engine, in_progress_max=1)  # which has all who wait for the queue look again
+    await engine.execute(Pause("q", paused=True))
+    await enqueue(engine, "a")
+    await wait_all_tasks_blocked()
+    assert waits.ended_at is None
+
+    await conclude(engine, x)
+    await engine.execute(Pause("q", paused=False))
+    await wait_all_tasks_blocked()
+    assert types(waits.reply.leases) == ["a"]
+
+
+async def test_who_waits_is_not_refused_while_its_queue_is_busy(engine: Engine, nursery: trio.Nursery) -> None:
+    await give_policy(engine, in_progress_max=1)
+    await enqueue(engine, "a", "b")
+    (a,) = (await engine.execute(Dequeue("q"))).leases
+    waits = await Call.start(nursery, engine, by("h", 1, wait=20))
+    await enqueue(engine, "x", queue="r")
+    await engine.execute(by("h", 1, queue="r"))
+    await give_policy(engine, in_progress_max=1)
+    await wait_all_tasks_blocked()
+    assert waits.ended_at is None
+
+    await conclude(engine, a)
+    await wait_all_tasks_blocked()
+    assert isinstance(waits.refusal, HolderFull)
 
 
 async def test_a_repeat_gets_its_leases_although_its_holder_has_enough(engine: Engine) -> None:
