@@ -122,6 +122,9 @@ class Dequeue(Command[Dequeued], frozen=True):
     With `wait_seconds` the dequeue is parked until there is a job, oldest first. Refused with TooManyWaiters, or
     with Draining once the server is about to end, or with KeyReused. Under a key, a repeat gets those leases of the
     first answer that still hold, at once and be it none, and takes the place in line of the first if that still waits.
+
+    A holder is given no more jobs than `holder_in_progress_max` at once, over all queues, and refused with HolderFull
+    when it has them: also when its turn comes after a wait.
     """
 
     queue: str | tuple[str, ...]  # a name, several, or all that begin with what stands before a final `*`
@@ -131,6 +134,8 @@ class Dequeue(Command[Dequeued], frozen=True):
     wait_seconds: float = 0.0
     order: DequeueOrder = DequeueOrder.LISTED
     key: IdempotencyKey | None = None
+    holder: str | None = None  # for whom the leases count
+    holder_in_progress_max: int | None = None
 
 
 # --- the holder's verbs
@@ -331,6 +336,7 @@ class ListQueues(Command[QueuesFound], frozen=True):
     prefix: str = ""
     after: str = ""
     limit: int = 100
+    patterns: Sequence[str] | None = None  # names, or prefixes followed by `*`, of those that may be told of; None: all
 
 
 class SetPolicy(Command[QueueView], frozen=True):

@@ -24,6 +24,7 @@ exception is a bug or a broken machine, and ends the process.
     │   ├── MemoryFull      memory_full       `memory_bytes_max` bytes of payloads are kept
     │   ├── DiskFull        disk_full         less than `disk_reserve_bytes` are free
     │   ├── TooManyQueues   too_many_queues   `queues_max` queues exist
+    │   ├── HolderFull      in_progress_limit  the holder has as many jobs in progress as it may
     │   └── TooManyWaiters  too_many_waiters  `waiters_max` dequeues are parked
     └── Unavailable
         ├── Busy            busy              the inbox is full; nothing was done
@@ -169,6 +170,12 @@ class TooManyQueues(LimitReached):
     """As many queues exist as `queues_max` allows."""
 
     code = "too_many_queues"
+
+
+class HolderFull(LimitReached):
+    """As many jobs are leased to one holder as it may have at once."""
+
+    code = "in_progress_limit"
 
 
 class TooManyWaiters(LimitReached):

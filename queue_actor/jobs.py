@@ -145,6 +145,7 @@ class Job(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     fails: int = 0
     stales: int = 0
     consumer: str | None = None  # of the current or last lease
+    holder: str | None = None  # of the current or last lease: for whom it counts or counted
     fence: int = 0  # of the current or last lease; 0 before the first
     lease_seconds: float = 0.0  # of the current or last lease
     lease_expires_at: float | None = None  # for people: the lease itself runs on the monotonic clock

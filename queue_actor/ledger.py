@@ -57,6 +57,7 @@ class Ledger:
         self.expiries: Deadlines[Key] = Deadlines()  # wall; of waiting jobs with a ttl
         self.kept: Deadlines[Key] = Deadlines()  # monotonic; until when concluded and cancelled jobs are kept
         self.dead: Deadlines[Key] = Deadlines()  # monotonic; the same of dead ones
+        self.held: dict[str, int] = {}  # jobs in progress of each holder, where a lease has one
         self.run_ends: dict[Key, float] = {}  # monotonic; of leases in queues with `run_seconds_max`
         self.stocked: set[str] = set()  # queues that may have ready jobs, for a dequeue by prefix
         self.recent: dict[Key, None] | None = None  # finished jobs in memory, oldest first, where a store has them all
@@ -232,7 +233,9 @@ class Ledger:
         if job.expires_at is not None:
             self.expiries.clear((queue.name, job.id))
 
-    def lease(self, queue: Queue, job: Job, consumer: str | None, seconds: float, now: Now) -> Job:
+    def lease(
+        self, queue: Queue, job: Job, consumer: str | None, seconds: float, now: Now, *, holder: str | None = None
+    ) -> Job:
         """Lease a job that has left the ready ones. The caller counts it as dequeued."""
         key_freed = job.options.unique_until is UniqueUntil.STARTED
         if key_freed:
@@ -242,12 +245,15 @@ class Ledger:
         self.leases.set((queue.name, job.id), now.monotonic + seconds)
         if job.expires_at is not None:
             self.expiries.clear((queue.name, job.id))
+        if holder is not None:
+            self.hold(holder)
         leased = replace(
             job,
             state=IN_PROGRESS,
             revision=self._revision + 1,
             attempts=job.attempts + 1,
             consumer=consumer,
+            holder=holder,
             fence=fence,
             lease_seconds=seconds,
             lease_expires_at=now.wall + seconds,
@@ -255,6 +261,16 @@ class Ledger:
             key_freed=key_freed,
         )
         return self._put(queue, job, "dequeue", leased)
+
+    def hold(self, holder: str) -> None:
+        """Count one more job in progress for a holder."""
+        self.held[holder] = self.held.get(holder, 0) + 1
+
+    def _let_go(self, holder: str) -> None:
+        if self.held[holder] == 1:
+            del self.held[holder]
+        else:
+            self.held[holder] -= 1
 
     def restart_lease(self, queue: Queue, job: Job, now: Now) -> None:
         """Start the lease of a former life again, at full length."""
@@ -294,6 +310,8 @@ class Ledger:
         assert job.started_at is not None  # noqa: S101 - for the type checker: it has been leased
         key = (queue.name, job.id)
         self.leases.clear(key)
+        if job.holder is not None:
+            self._let_go(job.holder)
         if self.run_ends:
             self.run_ends.pop(key, None)
         if queue.policy.in_progress_max is not None:

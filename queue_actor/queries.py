@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from queue_actor.access import covers
 from queue_actor.commands import JobFilter, JobsFound, ListQueues, NewJob, QueuesFound, QueueView, Search
 from queue_actor.errors import ForgottenJob, UnknownJob
 from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting, first_policy
@@ -128,5 +129,7 @@ def view(queue: Queue | None, name: str, now: Now) -> QueueView:
 def list_queues(queues: Mapping[str, Queue], command: ListQueues, now: Now) -> QueuesFound:
     """A page of queues. Sorting the names of ten thousand queues takes two milliseconds; nobody asks often."""
     names = sorted(name for name in queues if name > command.after and name.startswith(command.prefix))
+    if command.patterns is not None:
+        names = [name for name in names if covers(command.patterns, name)]
     page = names[: command.limit]
     return QueuesFound([view(queues[name], name, now) for name in page], page[-1] if len(names) > len(page) else None)

@@ -50,6 +50,8 @@ def _restore_job(ledger: Ledger, queue: Queue, job: Job, now: Now) -> None:
         queue.unique[job.options.unique_key] = job.id
     if job.state is JobState.SCHEDULED:
         ledger.plan(job, now.wall if job.not_before is None else job.not_before)
+    if job.state is JobState.IN_PROGRESS and job.holder is not None:
+        ledger.hold(job.holder)
     if job.state is not JobState.IN_PROGRESS and job.expires_at is not None:
         ledger.expiries.set((job.queue, job.id), job.expires_at)
 

@@ -64,6 +64,7 @@ class Facts(msgspec.Struct, omit_defaults=True, gc=False):
     result: msgspec.Raw = ABSENT
     reason: DeathReason | None = None
     history: tuple[Attempt, ...] = ()
+    holder: str | None = None
 
 
 class _Refused(msgspec.Struct):
@@ -103,6 +104,7 @@ def job_row(job: Job) -> Row:
         ABSENT if job.result is None else msgspec.Raw(job.result),
         job.reason,
         job.history,
+        job.holder,
     )
     return (
         job.queue,
@@ -143,6 +145,7 @@ def job_of(row: Row) -> Job:
         fails=facts.fails,
         stales=facts.stales,
         consumer=consumer,
+        holder=facts.holder,
         fence=facts.fence,
         lease_seconds=facts.lease_seconds,
         lease_expires_at=facts.lease_expires_at,

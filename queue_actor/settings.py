@@ -37,6 +37,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Meta(description="serve other hosts than loopback although anyone who reaches the port may do anything"),
     ] = False
+    tokens: Annotated[
+        str,
+        Meta(description="file of access tokens, which every request needs then; without one the server is open"),
+    ] = ""
     tls_cert: Annotated[
         str,
         Meta(description="file of the certificate and its chain, in PEM; with it HTTPS is served, and nothing else"),

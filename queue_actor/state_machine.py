@@ -74,6 +74,7 @@ from queue_actor.commands import (
 from queue_actor.errors import (
     AlreadyFinished,
     DiskFull,
+    HolderFull,
     InvalidCommand,
     LeaseLost,
     MemoryFull,
@@ -203,6 +204,14 @@ class StateMachine:
     def take_readied(self) -> Iterable[str]:
         """The queues in which a job may have become available since the last call, in that order."""
         return self._ledger.take_readied()
+
+    def offers(self, name: str) -> bool:
+        """Whether a queue may hand out a job now."""
+        queue = self._queues.get(name)
+        if queue is None or queue.paused:
+            return False
+        most = queue.policy.in_progress_max
+        return len(queue.ready) > 0 and (most is None or queue.counts[IN_PROGRESS] < most)
 
     def next_due_seconds(self, now: Now) -> float | None:
         """How long until a sweep has something to do that cannot wait; None if there is nothing."""
@@ -355,16 +364,31 @@ class StateMachine:
             if answer is not None:
                 held = [lease for holding in answer if (lease := self._lease_again(*holding)) is not None]
                 return Dequeued(held, repeated=True)
+        count = command.count if command.holder is None else self._count_for_holder(command.holder, command)
         basket = _Basket(self._settings.reply_bytes_max)
         queue = self._queues.get(command.queue) if isinstance(command.queue, str) else None
         if queue is not None:
-            self._lease_from(queue, command, command.count, basket, now)
+            self._lease_from(queue, command, count, basket, now)
         else:
-            self._lease_from_several(self._named(command.queue), command, basket, now)
+            self._lease_from_several(self._named(command.queue), command, count, basket, now)
         if command.key is not None and basket.leases:
             answer = tuple((lease.job.queue, lease.job.id, lease.job.fence) for lease in basket.leases)
             self._dequeue_answers.remember(command.key, answer, len(answer), now)
         return Dequeued(basket.leases)
+
+    def _count_for_holder(self, holder: str, command: Dequeue) -> int:
+        """How many jobs a holder may be given now.
+
+        Raises:
+            HolderFull: None.
+        """
+        most = command.holder_in_progress_max
+        if most is None:
+            return command.count
+        left = most - self._ledger.held.get(holder, 0)
+        if left <= 0:
+            raise HolderFull(f"{holder} may have {most} jobs in progress, and has them")
+        return min(command.count, left)
 
     def _named(self, names: str | tuple[str, ...]) -> Sequence[Queue]:
         """Those of several queues that exist; of all that begin with a prefix, those that have jobs, by name."""
@@ -375,17 +399,19 @@ class StateMachine:
         self._ledger.stocked = {name for name in self._ledger.stocked if len(self._queues[name].ready)}
         return [self._queues[name] for name in sorted(self._ledger.stocked) if name.startswith(names[:-1])]
 
-    def _lease_from_several(self, queues: Sequence[Queue], command: Dequeue, basket: "_Basket", now: Now) -> None:
+    def _lease_from_several(
+        self, queues: Sequence[Queue], command: Dequeue, count: int, basket: "_Basket", now: Now
+    ) -> None:
         if command.order is DequeueOrder.LISTED:
             for queue in queues:
-                self._lease_from(queue, command, command.count - len(basket.leases), basket, now)
+                self._lease_from(queue, command, count - len(basket.leases), basket, now)
             return
         turns = sorted(queues, key=lambda queue: queue.served)
         before = -1
-        while before < len(basket.leases) < command.count:
+        while before < len(basket.leases) < count:
             before = len(basket.leases)
             for queue in turns:
-                self._lease_from(queue, command, min(1, command.count - len(basket.leases)), basket, now)
+                self._lease_from(queue, command, min(1, count - len(basket.leases)), basket, now)
 
     def _lease_from(self, queue: Queue, command: Dequeue, count: int, basket: "_Basket", now: Now) -> None:
         """Lease up to so many jobs of one queue, in order."""
@@ -429,7 +455,7 @@ class StateMachine:
         self._services += 1
         queue.served = self._services
         queue.dequeues += 1
-        leased = self._ledger.lease(queue, job, command.consumer, seconds, now)
+        leased = self._ledger.lease(queue, job, command.consumer, seconds, now, holder=command.holder)
         return Lease(leased, self._tokens.issue(queue.name, job.id, leased.fence))
 
     def _lease_again(self, name: str, id_: int, fence: int) -> Lease | None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from queue_actor.commands import Dequeue, Dequeued, IdempotencyKey, R, ReadJob
 from queue_actor.engine import Request
-from queue_actor.errors import KeyReused, TooManyWaiters
+from queue_actor.errors import HolderFull, KeyReused, TooManyWaiters
 from queue_actor.jobs import FINISHED, Change, Job, Now
 from queue_actor.state_machine import StateMachine
 
@@ -112,16 +112,25 @@ class Waiters:
 
     def serve(
         self, machine: StateMachine, queues: Iterable[str], now: Now
-    ) -> Iterator[tuple[Request[Dequeued], Dequeued]]:
-        """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any."""
+    ) -> Iterator[tuple[Request[Dequeued], Dequeued | HolderFull]]:
+        """Lease the ready jobs of some queues to those who wait for them, oldest first, while there are any.
+
+        Whose turn comes while its holder has all the jobs it may have is refused, and the next one's turn comes.
+        """
         for queue in queues:
             while (parked := self._oldest(queue)) is not None:
                 if parked.request.abandoned:
                     self.discard(parked.request)  # his task has not run yet, to leave the line
                     continue
-                reply = machine.apply(parked.command, now)
-                if not reply.leases and not reply.repeated:
-                    break
+                reply: Dequeued | HolderFull
+                try:
+                    reply = machine.apply(parked.command, now)
+                    if not reply.leases and not reply.repeated:
+                        break
+                except HolderFull as refusal:
+                    if not machine.offers(queue):
+                        break  # it is nobody's turn
+                    reply = refusal
                 self.discard(parked.request)
                 parked.request.decided = True
                 yield parked.request, reply

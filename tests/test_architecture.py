@@ -22,11 +22,11 @@ CONTRACT = sorted(ROOT.glob("tests/contract/test_*.py"))
 PURE = (
     *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "deadlines", "tokens"),
     *("queues", "queries", "idempotency", "meters", "retry", "changes", "rows", "retention", "recovery"),
-    "transitions",
+    *("transitions", "access"),
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 755, "ledger.py": 445, "commands.py": 500, "connections.py": 475}
+LONGER = {"state_machine.py": 755, "ledger.py": 465, "commands.py": 500, "connections.py": 475}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 

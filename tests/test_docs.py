@@ -22,6 +22,7 @@ from tests.contract.document import CONTRACT, Route
 from tests.contract.stack import Server, serving
 from web import jobs, queues, views
 from web.app import App
+from web.auth import RULES, Rule
 from web.bodies import Body, PolicyBody
 from web.problems import PROBLEMS
 from web.schemas import CONSUMER_HEADERS
@@ -219,6 +220,33 @@ def test_the_contract_lists_every_limit_with_its_default() -> None:
     names.remove("batch_requests_max")
 
     assert told == {name: f"{getattr(Settings(), name):.0f}" for name in names}
+
+
+async def test_the_contract_lists_every_route_under_the_scope_that_it_needs() -> None:
+    async with open_engine(Settings()) as engine:
+        rules = list(App(engine, Settings()).url_map.iter_rules())
+        await trio.lowlevel.checkpoint()
+    needed = {
+        (method, re.sub(r"<(?:\w+:)?(\w+?)_?>", r"{\1}", rule.rule)): asked(RULES[rule.endpoint])
+        for rule in rules
+        for method in (rule.methods or set()) - {"HEAD"}
+    }
+    told = {
+        (method, path): scope
+        for scope, listed in document.table(CONTRACT, "scopes")
+        for method, path in re.findall(r"`([A-Z]+) (/\S*)`", listed)
+    }
+
+    assert told == needed
+
+
+def asked(rule: Rule | None) -> str:
+    """The scope of a route as the contract writes it."""
+    if rule is None:
+        return "none"
+    if len(rule.scopes) > 1:
+        return "`consume` with a lease's token, `operate` without"
+    return f"`{rule.scopes[0]}`{' on `*`' if rule.where == 'every' else ''}"
 
 
 def learn(answer: Any, tokens: dict[tuple[str, int], str]) -> None:

@@ -9,19 +9,24 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import trio
 from hypercorn.trio import serve
 
+from queue_actor.access import AccessError
 from queue_actor.directory import Data, open_directory
 from queue_actor.engine import Engine, UnreadableError
 from queue_actor.service import open_engine
-from queue_actor.settings import SettingError, Settings, help_text, read_settings
+from queue_actor.settings import PREFIX, SettingError, Settings, help_text, read_settings
 from web.app import App
+from web.auth import Access
 from web.binding import address_of, listen
 from web.logs import set_up_logging
+from web.rereading import watched
 from web.serving import installed, make_config
-from web.tls import Certificate, watched
+from web.tls import Certificate
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG
@@ -35,6 +40,14 @@ FILES_BESIDE_CONNECTIONS = 100
 logger = logging.getLogger("web")
 
 
+class Parts(NamedTuple):
+    """What was opened before anybody was served, where the settings name it."""
+
+    data: Data | None = None
+    access: Access | None = None
+    certificate: Certificate | None = None
+
+
 A_CRASH_LOSES = {
     "memory": "all jobs",
     "normal": "nothing; a power cut loses the last commits",
@@ -42,14 +55,16 @@ A_CRASH_LOSES = {
 }
 
 
-async def serve_queue(
-    settings: Settings, listener: socket.socket, data: Data | None, certificate: Certificate | None = None
-) -> None:
+async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts) -> None:
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
+    access, certificate = parts.access, parts.certificate
     with installed(settings) as connections:
         connections.certificate = certificate
-        async with open_engine(settings, data=data) as engine, watched(certificate):
-            app = App(engine, settings)
+        files = [file for file in (access, certificate) if file is not None]
+        async with open_engine(settings, data=parts.data) as engine, watched(files):
+            if access is not None:
+                access.tell()
+            app = App(engine, settings, access)
             connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener, "https" if certificate else "http")
@@ -59,6 +74,13 @@ async def serve_queue(
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
                 telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
     logger.info("ended", extra={"facts": {"address": address}})
+
+
+def _open_access(settings: Settings) -> Access | None:
+    try:
+        return Access(Path(settings.tokens)) if settings.tokens else None
+    except AccessError as error:
+        raise SettingError(f"{PREFIX}TOKENS: {error}") from error
 
 
 async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
@@ -114,22 +136,23 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         settings = read_settings(environment, arguments)
         set_up_logging(settings)
+        access = _open_access(settings)
+        certificate = Certificate(settings) if settings.tls_cert else None
         with open_directory(settings) if settings.data else nullcontext() as data:
-            certificate = Certificate(settings) if settings.tls_cert else None
             listener = listen(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
-            return _run(settings, listener, data, certificate)
+            return _run(settings, listener, Parts(data, access, certificate))
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION
 
 
-def _run(settings: Settings, listener: socket.socket, data: Data | None, certificate: Certificate | None) -> int:
+def _run(settings: Settings, listener: socket.socket, parts: Parts) -> int:
     return_code = 0
     try:
-        trio.run(serve_queue, settings, listener, data, certificate)
+        trio.run(serve_queue, settings, listener, parts)
     except* UnreadableError as unreadable:
         logger.critical("unreadable", extra={"facts": {"reason": str(unreadable.exceptions[0])}})
         return_code = EXIT_CONFIGURATION

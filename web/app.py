@@ -19,7 +19,9 @@ from werkzeug.routing import MapAdapter
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
+from web.auth import Access, admit
 from web.binding import is_loopback
+from web.callers import caller_of
 from web.exchanges import Exchange
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
@@ -47,9 +49,11 @@ class App(QuartTrio):
 
     asgi_http_class = Exchange
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings, access: Access | None = None) -> None:
+        """Put the routes together; without `access` the server is open."""
         super().__init__("web", static_folder=None)
         self.settings = settings
+        self.access = access
         self.draining = False
         self.instance = engine.instance
         self._life = secrets.token_hex(8)  # in the names of requests that bring none
@@ -106,6 +110,7 @@ class App(QuartTrio):
             self._log(request, request_id, started, status=None, facts={"code": "unanswered"})
             raise
         response.headers.update(identity)
+        response.headers.update(caller_of(request).rate_fields())
         if self.draining:
             response.headers["Connection"] = "close"
         self._log(request, request_id, started, status=response.status_code, facts=response.facts)
@@ -116,13 +121,15 @@ class App(QuartTrio):
         raise error
 
     async def _handle(self, request: Request) -> Reply:
-        refuse_foreign(request, any_host=self.settings.open)
+        if self.access is None:  # no page of another site could send a token
+            refuse_foreign(request, any_host=self.settings.open)
         if request.scope["path"].startswith("//"):  # of which werkzeug sees one
             raise NotFound
         if request.routing_exception is not None:
             raise request.routing_exception
         if is_stream(request.scope) and request.endpoint != STREAM_ENDPOINT:
             raise Problem("unsupported_media_type", "this path takes JSON, not a stream of lines", field="Content-Type")
+        admit(self.access, request)
         assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
         handler: Any = self.view_functions[request.url_rule.endpoint]
         response: Reply = await handler(**(request.view_args or {}))
@@ -140,6 +147,7 @@ class App(QuartTrio):
             line = {
                 "request_id": request_id,
                 "client": request.remote_addr,
+                **({} if self.access is None else {"who": caller_of(request).name}),
                 "method": request.method,
                 "path": _target(request),
                 "status": status,

@@ -3,9 +3,14 @@
 import logging
 from typing import Any
 
+from quart import request
+
+from web.callers import caller_of
+
 logger = logging.getLogger("web.audit")
 
 
-def audit(verb: str, *, who: str = "anonymous", **facts: Any) -> None:
-    """Note that an operator's verb was carried out: on which queue, on what, how many jobs."""
+def audit(verb: str, **facts: Any) -> None:
+    """Note that an operator's verb was carried out: by whom, on which queue, on what, how many jobs."""
+    who = caller_of(request).name or "anonymous"
     logger.info("audit", extra={"facts": {"verb": verb, "who": who, **facts}})

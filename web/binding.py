@@ -110,10 +110,10 @@ def _refuse_others(listener: socket.socket, bind: str) -> None:
 
 
 def _refuse_network(address: str, settings: Settings) -> None:
-    if not settings.open and not is_loopback(address):
+    if not settings.open and not settings.tokens and not is_loopback(address):
         raise SettingError(
             f"{_VARIABLE}: {address} can be reached by others, and whoever reaches the port may do anything; "
-            f"set {PREFIX}OPEN=1 if that is meant"
+            f"set {PREFIX}TOKENS, or {PREFIX}OPEN=1 if that is meant"
         )
 
 

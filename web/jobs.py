@@ -1,13 +1,13 @@
 """`/v1`: the life of jobs. Enqueue, dequeue, and the verbs of those who hold leases, one job or many at a time."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import defstruct
 from quart import Blueprint, request
 
+from queue_actor.access import Scope
 from queue_actor.commands import (
     BulkVerb,
     Claim,
@@ -40,7 +40,8 @@ from web.bodies import (
     ReleaseBody,
     check_batch,
 )
-from web.exchanges import BodyStream, cancelled_by_disconnect
+from web.callers import caller_of, dequeue_for, forbidden
+from web.exchanges import BodyStream
 from web.fields import BATCH
 from web.filters import ReleaseManyBody
 from web.heads import is_stream
@@ -108,34 +109,51 @@ class Holders:
         self.settings = settings
 
     async def dequeue(self, command: Dequeue) -> Dequeued:
-        """Carry out a dequeue; one that waits ends with its client."""
-        async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
-            return await self.engine.execute(command)
+        """Carry out a dequeue; see `dequeue_for`."""
+        return await dequeue_for(request, self.engine, command)
 
     def ride(self, body: Any, data: bytes, queue: str | None) -> Dequeue | None:
         """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
 
         Raises:
-            Problem: It is out of bounds.
+            Problem: It is out of bounds, or not allowed.
         """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
         if wanted is None:
             return None
-        key = idempotency_key(request.headers, data, request.path)
+        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         try:
-            return wanted.dequeue(wanted.source(queue), self.settings, key=key)
+            source = wanted.source(queue)
+            require_all(source, "queue" if wanted.queues is None else "queues")
+            return wanted.dequeue(source, self.settings, key=key)
         except Problem as problem:
             raise problem.within("dequeue") from None
 
-    async def dequeue_next(self, ride: Dequeue | None) -> Dequeued | QueueError | None:
+    async def dequeue_next(self, ride: Dequeue | None) -> Dequeued | QueueError | Problem | None:
         """Carry out the dequeue that came with another verb.
 
         The verb is done, and its caller must hear that even if this is refused: so a refusal is an answer here.
         """
         try:
             return None if ride is None else await self.dequeue(ride)
-        except QueueError as refusal:
+        except (QueueError, Problem) as refusal:
             return refusal.with_traceback(None)
+
+    async def carry_out(
+        self, claims: Sequence[Claim], make: Callable[[Sequence[Any]], Command[Results]]
+    ) -> list[Job | QueueError | Problem]:
+        """Carry out a verb on those of many jobs that the caller may conclude; the others are `forbidden`."""
+        caller = caller_of(request)
+        queues = {claim.queue for claim in claims}
+        allowed = {queue for queue in queues if caller.may(Scope.CONSUME, queue)}
+        if allowed == queues:
+            return list((await self.engine.execute(make(claims))).jobs)
+        mine = [claim for claim in claims if claim.queue in allowed]
+        done = iter((await self.engine.execute(make(mine))).jobs if mine else ())
+        return [
+            next(done) if claim.queue in allowed else forbidden((Scope.CONSUME,), f"queue {claim.queue}", field="queue")
+            for claim in claims
+        ]
 
     def claims(self, bodies: Sequence[ClaimBody], queue: str | None) -> list[Claim]:
         """The claims of a request about many jobs.
@@ -175,7 +193,8 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
             return enqueue_stream(engine, settings, name, BodyStream(request))
         data = await body_of_request()
         new = decode(ENQUEUE, data).new_jobs(settings)
-        key = idempotency_key(request.headers, data, request.path)
+        caller_of(request).admit_jobs(len(new))
+        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         enqueued = await engine.execute(Enqueue(name, new, key))
         facts = {"queue": name, "jobs": len(enqueued.jobs)}
         return reply(
@@ -186,7 +205,7 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
     async def dequeue(queue: str) -> Reply:
         refuse_query(request)
         name, data = queue_name(queue), await body_of_request()
-        key = idempotency_key(request.headers, data, request.path)
+        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         command = decode(DEQUEUE, data).dequeue(name, settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
@@ -195,7 +214,8 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         refuse_query(request)
         data = await body_of_request()
         body = decode(DEQUEUE_MANY, data)
-        key = idempotency_key(request.headers, data, request.path)
+        require_all(body.source(), "queues")
+        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         command = body.dequeue(body.source(), settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
@@ -204,6 +224,16 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         routes.add_url_rule(f"/queues/<queue>/{verb}", f"{verb}_many", many(holders, verb), methods=["POST"])
         routes.add_url_rule(f"/{verb}", f"{verb}_across", many(holders, verb), methods=["POST"])
     return routes
+
+
+def require_all(source: str | tuple[str, ...], field: str) -> None:
+    """Refuse a dequeue from several queues, or from all of a prefix, unless the caller may have jobs of them all.
+
+    Raises:
+        Problem: `forbidden`.
+    """
+    names = (source,) if isinstance(source, str) else source
+    caller_of(request).require(Scope.CONSUME, *names, field=field)
 
 
 def one(holders: Holders, verb: str) -> Callable[..., Any]:
@@ -219,6 +249,7 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
             if verb != "release":
                 raise Problem("invalid", "token is missing", field="token")
             body.check_take_back()
+        caller_of(request).require(Scope.OPERATE if body.token is None else Scope.CONSUME, name)
         claim, ride = body.claim(name, number, holders.settings), holders.ride(body, data, name)
         if body.token is None:
             job = (await holders.engine.execute(TakeBack(name, [number]))).single()
@@ -243,12 +274,13 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
         if verb == "release" and name is not None:
             body = decode(RELEASE_MANY, data)
             body.check()
+            caller_of(request).require(Scope.OPERATE if body.jobs is None else Scope.CONSUME, name)
             if body.jobs is None:
                 return await bulk(holders.engine, name, BulkVerb.RELEASE, body)
         else:
             body = decode(MANY[verb], data)
         claims, ride = holders.claims(body.jobs, name), holders.ride(body, data, name)
-        results = (await holders.engine.execute(make(claims))).jobs
+        results = await holders.carry_out(claims, make)
         dequeued = await holders.dequeue_next(ride)
         view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
         facts = {"queue": name, "jobs": len(claims), "errors": view.errors}
@@ -259,19 +291,19 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
 
 def results_view(
     claims: Sequence[Claim],
-    results: Sequence[Job | QueueError],
+    results: Sequence[Job | QueueError | Problem],
     *,
     extended: bool,
-    dequeued: Dequeued | QueueError | None,
+    dequeued: Dequeued | QueueError | Problem | None,
 ) -> ResultsView:
     """The answer to a verb for many jobs."""
     views = [
         ResultView(id=claim.id, queue=claim.queue, error=error_view(result))
-        if isinstance(result, QueueError)
+        if isinstance(result, QueueError | Problem)
         else result_view(result, extended=extended)
         for claim, result in zip(claims, results, strict=True)
     ]
-    errors = sum(isinstance(result, QueueError) for result in results)
+    errors = sum(isinstance(result, QueueError | Problem) for result in results)
     return ResultsView(views, errors, dequeued_view(dequeued))
 
 

@@ -34,6 +34,8 @@ PROBLEMS: dict[str, Kind] = {
     # The request as such.
     "malformed": Kind(400, "never"),
     "invalid": Kind(400, "never"),
+    "unauthorized": Kind(401, "never"),
+    "forbidden": Kind(403, "never"),
     "foreign_host": Kind(403, "never"),
     "foreign_origin": Kind(403, "never"),
     "not_found": Kind(404, "never"),
@@ -41,6 +43,7 @@ PROBLEMS: dict[str, Kind] = {
     "request_timeout": Kind(408, "repeat"),
     "too_large": Kind(413, "never"),
     "unsupported_media_type": Kind(415, "never"),
+    "rate_limited": Kind(429, "later", retry_after_seconds=1),
     "headers_too_large": Kind(431, "never"),
     "internal": Kind(500, "repeat"),
     "not_implemented": Kind(501, "never"),
@@ -63,6 +66,7 @@ PROBLEMS: dict[str, Kind] = {
     "queue_full": Kind(429, "later", retry_after_seconds=1),
     "memory_full": Kind(429, "later", retry_after_seconds=1),
     "too_many_queues": Kind(429, "later", retry_after_seconds=60),
+    "in_progress_limit": Kind(429, "later", retry_after_seconds=1),
     "disk_full": Kind(507, "later", retry_after_seconds=10),
     # The server's state.
     "busy": Kind(503, "later", retry_after_seconds=1),

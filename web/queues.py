@@ -28,6 +28,7 @@ from queue_actor.jobs import FINISHED, JobState, first_policy
 from queue_actor.settings import Settings
 from web.audit import audit
 from web.bodies import Body, PolicyBody
+from web.callers import caller_of
 from web.exchanges import cancelled_by_disconnect
 from web.filters import FilterBody, PurgeBody, RedriveBody
 from web.replies import Reply, reply
@@ -99,6 +100,7 @@ class Desk:
             "" if "prefix" not in query else queue_name(query["prefix"], "prefix"),
             "" if "cursor" not in query else queue_name(query["cursor"], "cursor"),
             limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
+            caller_of(request).patterns,
         )
         found = await self.engine.execute(command)
         documents = [queue_document(view, self.engine.waiting(view.name)) for view in found.queues]
@@ -182,7 +184,10 @@ class Desk:
         command = ReadJob(queue_name(queue), job_id(id_), wait)
         if wait > 0:
             async with cancelled_by_disconnect(request):
-                job = await self.engine.execute(command)
+                with caller_of(request).while_valid() as scope:
+                    job = await self.engine.execute(command)
+                if scope.cancelled_caught:  # as if the wait had run out
+                    job = await self.engine.execute(ReadJob(command.queue, command.id))
         else:
             job = await self.engine.execute(command)
         return reply(

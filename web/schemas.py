@@ -233,8 +233,8 @@ def consumer(headers: Headers) -> str | None:
     return name
 
 
-def idempotency_key(headers: Headers, body: bytes, route: str, who: str = "") -> IdempotencyKey | None:
-    """The key that makes this request safe to repeat, if it has one.
+def idempotency_key(headers: Headers, body: bytes, route: str, who: str | None = None) -> IdempotencyKey | None:
+    """The key that makes this request safe to repeat, if it has one: for whoever sent it, on this route.
 
     Raises:
         Problem: `invalid`: too long, or with control characters.
@@ -248,7 +248,7 @@ def idempotency_key(headers: Headers, body: bytes, route: str, who: str = "") ->
             f"an idempotency key has 1 to {KEY_CHARACTERS_MAX} characters and no control characters",
             field="Idempotency-Key",
         )
-    return IdempotencyKey(f"{who} {route}", key, blake2b(body, digest_size=16).digest())
+    return IdempotencyKey(f"{who or ''} {route}", key, blake2b(body, digest_size=16).digest())
 
 
 def limited(text: str | None, default: int, most: int, field: str) -> int:

@@ -1,6 +1,5 @@
 """The four classic routes on the queue `default`. web/README.md is their contract; they are frozen."""
 
-from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +12,7 @@ from queue_actor.commands import Claim, Conclude, Dequeue, Enqueue, EnqueuedJob,
 from queue_actor.engine import Engine
 from queue_actor.jobs import Job, JobState
 from queue_actor.settings import Settings
-from web.exchanges import cancelled_by_disconnect
+from web.callers import caller_of, dequeue_for
 from web.problems import Problem
 from web.replies import Reply, reply
 from web.schemas import (
@@ -51,7 +50,9 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
         data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         body = decode(_ENQUEUE_BODY, data)
         new = NewJob(body.type, new_payload(body.payload, settings, field="Payload"))
-        command = Enqueue(QUEUE, [new], idempotency_key(request.headers, data, "/jobs/enqueue"))
+        caller = caller_of(request)
+        caller.admit_jobs(1)
+        command = Enqueue(QUEUE, [new], idempotency_key(request.headers, data, "/jobs/enqueue", caller.name))
         (job,) = (await engine.execute(command)).jobs
         assert isinstance(job, EnqueuedJob)  # noqa: S101 - for the type checker: only a unique key could be refused
         return show(job.id, body.type, job.state, new.payload, {"Queue-Durability": engine.durability})
@@ -63,10 +64,9 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
             QUEUE,
             consumer=consumer(request.headers),
             wait_seconds=wait_seconds(parameter(request.args, "wait"), settings),
-            key=idempotency_key(request.headers, request.query_string, "/jobs/dequeue"),
+            key=idempotency_key(request.headers, request.query_string, "/jobs/dequeue", caller_of(request).name),
         )
-        async with cancelled_by_disconnect(request) if command.wait_seconds > 0 else nullcontext():
-            dequeued = await engine.execute(command)
+        dequeued = await dequeue_for(request, engine, command)
         if dequeued.leases:
             return show_lease(*dequeued.leases)
         if empty == HTTPStatus.NO_CONTENT:

@@ -16,6 +16,7 @@ from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import KIB, Settings
 from web.bodies import NewJobBody
+from web.callers import Caller, caller_of
 from web.exchanges import BodyStream
 from web.problems import Problem
 from web.replies import Reply
@@ -54,7 +55,7 @@ def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStr
         raise Problem(
             "invalid", "a stream cannot be repeated under a key: give its jobs unique keys", field="Idempotency-Key"
         )
-    chunks = Chunks(engine, settings, queue)
+    chunks = Chunks(engine, settings, queue, caller_of(request))
     answer = Reply(
         chunks.answers(body), headers={"Queue-Durability": engine.durability}, content_type="application/x-ndjson"
     )
@@ -66,8 +67,9 @@ def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStr
 class Chunks:
     """Takes lines apart, enqueues them chunk by chunk, and tells what became of each."""
 
-    def __init__(self, engine: Engine, settings: Settings, queue: str) -> None:
+    def __init__(self, engine: Engine, settings: Settings, queue: str, caller: Caller) -> None:
         self._engine = engine
+        self._caller = caller
         self._settings = settings
         self._queue = queue
         self._chunk_lines = min(CHUNK_LINES, settings.batch_jobs_max)
@@ -141,10 +143,12 @@ class Chunks:
 
         Raises:
             QueueError: None of them is enqueued.
+            Problem: None of them is, since the token has become invalid.
         """
         new, self._new = self._new, {}
         if not new:
             return self._tell(0)
+        await self._caller.pace_jobs(len(new))  # meanwhile nothing is read
         jobs = (await self._engine.execute(Enqueue(self._queue, list(new.values())))).jobs
         enqueued = []
         for line, job in zip(new, jobs, strict=True):

@@ -6,19 +6,15 @@ a key of another certificate or a date that has passed, is found before any clie
 """
 
 import logging
-import signal
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
 from queue_actor.settings import PREFIX, SettingError, Settings
-
-LOOK_SECONDS = 5.0
-"""Between two looks at whether the files have changed."""
+from queue_actor.token_file import Signature, signature_of
 
 ROUNDS = 4
 """Turns that each side takes at most until a handshake in memory is complete."""
@@ -55,19 +51,12 @@ class Certificate:
         except SettingError as error:
             logger.error("tls_unusable", extra={"facts": {"reason": str(error)}})  # noqa: TRY400 - it tells all
 
-    async def watch(self) -> None:
-        """Read again on SIGHUP, and when a file has changed, links followed; for ever."""
-        with trio.open_signal_receiver(signal.SIGHUP) as hangups:
-            while True:
-                hung_up = False
-                with trio.move_on_after(LOOK_SECONDS):
-                    await anext(aiter(hangups))
-                    hung_up = True
-                if hung_up or self._stamps() != self._seen:
-                    self.read_again()
+    def has_changed(self) -> bool:
+        """Whether the files are not those that were read, links followed."""
+        return self._stamps() != self._seen
 
-    def _stamps(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(path) for path in self._paths]
+    def _stamps(self) -> list[Signature]:
+        return [signature_of(path) for path in self._paths]
 
     def _read(self) -> ssl.SSLContext:
         cert, key, client_ca = self._settings.tls_cert, self._settings.tls_key, self._settings.tls_client_ca
@@ -98,25 +87,6 @@ class Certificate:
             context.verify_mode = ssl.CERT_REQUIRED
         logger.info("tls_read", extra={"facts": {"certificate": cert, "valid_until": until}})
         return context
-
-
-@asynccontextmanager
-async def watched(certificate: Certificate | None) -> AsyncIterator[None]:
-    """Within the block the files of the certificate are watched, if there is one."""
-    async with trio.open_nursery() as nursery:
-        if certificate is not None:
-            nursery.start_soon(certificate.watch)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file, also where it is reached by links; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _open(name: str, path: str) -> None:

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from queue_actor.commands import Dequeued, EnqueuedJob, Lease, QueueView
 from queue_actor.errors import QueueError
 from queue_actor.jobs import Attempt, Job, QueuePolicy
+from web.problems import Problem
 
 
 class AttemptView(msgspec.Struct, frozen=True, gc=False):
@@ -169,7 +170,7 @@ class JobsView(msgspec.Struct, frozen=True, omit_defaults=True):
     error: ErrorView | UnsetType = UNSET
 
 
-def error_view(refusal: QueueError) -> ErrorView:
+def error_view(refusal: QueueError | Problem) -> ErrorView:
     """A refusal inside a list of results."""
     return ErrorView(refusal.code, refusal.detail, refusal.field)
 
@@ -190,16 +191,18 @@ def leases_view(leases: Sequence[Lease]) -> JobsView:
     return JobsView([job_view(lease.job, token=lease.token) for lease in leases])
 
 
-def dequeued_view(dequeued: Dequeued | QueueError | None) -> JobsView | UnsetType:
+def dequeued_view(dequeued: Dequeued | QueueError | Problem | None) -> JobsView | UnsetType:
     """What became of a dequeue that came with another verb; nothing if none did."""
     if dequeued is None:
         return UNSET
-    if isinstance(dequeued, QueueError):
+    if isinstance(dequeued, QueueError | Problem):
         return JobsView((), error=error_view(dequeued))
     return leases_view(dequeued.leases)
 
 
-def result_view(job: Job, *, extended: bool = False, dequeued: Dequeued | QueueError | None = None) -> ResultView:
+def result_view(
+    job: Job, *, extended: bool = False, dequeued: Dequeued | QueueError | Problem | None = None
+) -> ResultView:
     """What became of a job; of an extended one also until when, and whether a cancel was asked for."""
     return ResultView(
         id=job.id,

@@ -82,7 +82,10 @@ class LockEngine:
                 parked.refuse(OutcomeUnknown("the queue ended before it answered"))
             raise OutcomeUnknown("the queue ended before it answered") from bug
         for parked, its_reply in served:
-            parked.answer(its_reply)
+            if isinstance(its_reply, QueueError):
+                parked.refuse(its_reply)
+            else:
+                parked.answer(its_reply)
         self._sweeper.notice(machine.next_due_seconds(self._clock()))  # it counts from now
         return reply
 

@@ -17,7 +17,7 @@ from queue_actor.directory import Data
 from queue_actor.settings import Settings
 from tests.benchmarks import pong
 from tests.benchmarks.load import READY, Answer, Measure, Script, measure, report, started
-from web.__main__ import serve_queue
+from web.__main__ import Parts, serve_queue
 from web.binding import listen
 from web.logs import set_up_logging
 
@@ -123,7 +123,7 @@ def serve(settings: Settings, data: Data | None, profile_file: Path | None = Non
     profile = cProfile.Profile()
     if profile_file:
         profile.enable()
-    trio.run(serve_queue, settings, listener, data)
+    trio.run(serve_queue, settings, listener, Parts(data=data))
     if profile_file:
         profile.dump_stats(profile_file)
 

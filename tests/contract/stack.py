@@ -30,6 +30,7 @@ from queue_actor.settings import Settings
 from tests.fakes import SECRET, FakeClock, FakeStore
 from tests.opening import open_engine
 from web.app import App
+from web.auth import Access
 from web.connections import Connections
 from web.logs import JsonFormatter
 from web.serving import installed, make_config
@@ -39,6 +40,10 @@ HOST = "127.0.0.1:8080"
 PROMISED: dict[str, tuple[int, str, str | None]] = {
     "malformed": (400, "never", None),
     "invalid": (400, "never", None),
+    "unauthorized": (401, "never", None),
+    "forbidden": (403, "never", None),
+    "rate_limited": (429, "later", "1"),
+    "in_progress_limit": (429, "later", "1"),
     "foreign_host": (403, "never", None),
     "foreign_origin": (403, "never", None),
     "other_consumer": (403, "drop", None),
@@ -304,7 +309,10 @@ def check_problem(answer: Answer) -> None:
     assert document["status"] == answer.status == status
     assert document["title"] == HTTPStatus(status).phrase
     assert document["retryable"] == retryable
-    assert answer.headers.get("retry-after") == retry_after
+    if document["code"] == "rate_limited":  # which knows when
+        assert int(answer.headers["retry-after"]) >= 1
+    else:
+        assert answer.headers.get("retry-after") == retry_after
     assert isinstance(document["detail"], str)
     assert document["detail"]
     assert isinstance(document.get("field", ""), str)
@@ -312,7 +320,11 @@ def check_problem(answer: Answer) -> None:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, *, clock: FakeClock | None = None, store: FakeStore | None = None
+    settings: Settings,
+    *,
+    clock: FakeClock | None = None,
+    store: FakeStore | None = None,
+    access: Access | None = None,
 ) -> AsyncIterator[Server]:
     """A server that runs inside the block."""
     stream = io.StringIO()
@@ -326,7 +338,7 @@ async def serving(
         with installed(settings) as connections:
             opening = open_engine(settings, clock=clock or FakeClock(), store=store or FakeStore(), secret=SECRET)
             async with opening as engine, trio.open_nursery() as nursery:
-                app = App(engine, settings)
+                app = App(engine, settings, access)
                 connections.identify = app.identify
                 server = Server(app, engine, connections, nursery, stream)
                 yield server

@@ -223,6 +223,8 @@ DEQUEUES = st.one_of(
         st.sampled_from([0.0, 0.25, 1.0, 5.0, 20.0]),
         st.sampled_from(DequeueOrder),
         KEYS,
+        st.sampled_from([None, None, "h"]),
+        st.sampled_from([None, 1, 2]),
     ),
 )
 BY_ID = st.one_of(*(st.builds(verb, QUEUES, SOME_IDS) for verb in (Cancel, Redrive, RunNow, TakeBack, Forget)))

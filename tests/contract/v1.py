@@ -41,6 +41,8 @@ async def ask(server: Server, method: str, target: str, body: object = None, **h
 def check_codes(method: str, target: str, answer: Answer) -> Answer:
     """Asserts that the contract lists the error codes of an answer for its route."""
     told = document.codes(method, target.partition("?")[0])
+    if method == "HEAD":
+        return answer
     if answer.status >= 400:
         assert answer.json["code"] in told, (method, target)
     elif answer.body:

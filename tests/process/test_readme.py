@@ -6,6 +6,7 @@ is `…` alone for any lines: ids, tokens and times differ from run to run. The 
 replaced by that of the test's own server.
 """
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -31,13 +32,13 @@ class Step(NamedTuple):
     expected: str | None
 
 
-def read_tour(document: str) -> list[Step]:
-    """The steps of the tour of a document in Markdown."""
+def read_tour(document: str, name: str = "tour") -> list[Step]:
+    """The steps of a tour of a document in Markdown."""
     blocks = [(block["info"].split(), block["content"]) for block in FENCED.finditer(document)]
     return [
         Step(content, following[1] if following[0] == ["text"] else None)
         for (info, content), following in zip(blocks, [*blocks[1:], ([], "")], strict=True)
-        if info == ["sh", "tour"]
+        if info == ["sh", name]
     ]
 
 
@@ -56,21 +57,22 @@ class TourError(Exception):
     """The tour does not work as printed."""
 
 
-def run_tour(document: str, address: str, directory: Path) -> None:
-    """Run the tour of a document.
+def run_tour(document: str, address: str, directory: Path, name: str = "tour") -> None:
+    """Run a tour of a document.
 
     Raises:
         TourError: It has none; a command failed or did not end; it printed something else than the document says.
     """
-    steps = read_tour(document)
+    steps = read_tour(document, name)
     if not steps:
-        raise TourError("there is no block fenced with ```sh tour")
+        raise TourError(f"there is no block fenced with ```sh {name}")
     session = "".join(f"{step.commands}\necho '{END}'\n" for step in steps)
     try:
         # Not through standard input, which a command of the tour might read.
         ran = subprocess.run(
             ["bash", "-euc", DEFAULT_ADDRESS.sub(address, session)],
             cwd=directory,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -93,6 +95,20 @@ def test_the_tour_in_the_readme_works_as_printed(tmp_path: Path) -> None:
     document = (ROOT / "README.md").read_text(encoding="utf-8")
     with running_server() as server:
         run_tour(document, f"{server.host}:{server.port}", tmp_path)
+
+
+def test_the_commands_about_access_in_the_readme_work_as_printed(tmp_path: Path) -> None:
+    """The server that starts in the middle runs here from the beginning, and reads the tokens once there are some."""
+    (tmp_path / "tokens.json").write_text('{"tokens": []}')
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    start = "```sh\n./scripts/run.sh --tokens tokens.json --bind 0.0.0.0:8080\n```"
+    assert start in document
+    with running_server("--tokens", str(tmp_path / "tokens.json")) as server:
+        address = f"{server.host}:{server.port}"
+        ask = f'curl -sf -H "Authorization: Bearer $producer" http://{address}/v1/queues/images'
+        wait = f"```sh access\nuntil {ask} > /dev/null; do sleep 0.1; done\n```"
+        run_tour(document.replace(start, wait), address, tmp_path, "access")
 
 
 def test_the_worker_in_the_readme_is_the_one_that_does_real_work() -> None:

@@ -425,19 +425,25 @@ class Model:
         if answer is not None:
             leased = {(job["queue"], job["id"], job["fence"]): job for job in self.all_jobs("in_progress")}
             return {"leases": [dict(leased[given]) for given in answer if given in leased], "repeated": True}
+        count = command.count
+        if command.holder is not None and command.holder_in_progress_max is not None:
+            held = [job for job in self.all_jobs("in_progress") if job["holder"] == command.holder]
+            count = min(count, command.holder_in_progress_max - len(held))
+            if count <= 0:
+                raise Refused("in_progress_limit", None)
         leases: list[Facts] = []
         full: list[Facts] = []  # the job that had no room in the reply, if there was one
         queues = self.named(command.queue)
         if command.order == "listed" or command.queue in self.queues:  # of one queue there is no order
             for queue in queues:
-                self.take(queue, command, command.count - len(leases), leases, full)
+                self.take(queue, command, count - len(leases), leases, full)
         else:
             queues = sorted(queues, key=lambda queue: int(queue["served"]))
             before = -1
-            while before < len(leases) < command.count:
+            while before < len(leases) < count:
                 before = len(leases)
                 for queue in queues:
-                    self.take(queue, command, min(1, command.count - len(leases)), leases, full)
+                    self.take(queue, command, min(1, count - len(leases)), leases, full)
         if leases:
             self.remember("dequeue", command.key, [(job["queue"], job["id"], job["fence"]) for job in leases])
         return {"leases": leases, "repeated": False}
@@ -500,6 +506,7 @@ class Model:
             "in_progress",
             attempts=job["attempts"] + 1,
             consumer=command.consumer,
+            holder=command.holder,
             fence=queue["next_fence"] - 1,
             lease_seconds=seconds,
             lease_expires_at=self.now.wall + seconds,
@@ -805,6 +812,7 @@ NEW_JOB: Facts = {
     "fails": 0,
     "stales": 0,
     "consumer": None,
+    "holder": None,
     "fence": 0,
     "lease_seconds": 0.0,
     "lease_expires_at": None,

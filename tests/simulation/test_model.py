@@ -410,6 +410,9 @@ class ModelMachine(RuleBasedStateMachine):
             assert len(set(places)) == len(places)
             assert max(places, default=0) < queue.next_place
         assert books.kept_bytes == sum(kept_bytes(job) for job in jobs)
+        assert books.held == Counter(
+            job.holder for job in jobs if job.state is JobState.IN_PROGRESS and job.holder is not None
+        )
         for job in jobs:
             assert (job.state in FINISHED) == (job.finished_at is not None)
             assert (job.state is JobState.DEAD) == (job.reason is not None)
@@ -503,6 +506,8 @@ class ModelMachine(RuleBasedStateMachine):
         wait_seconds=often(0.0, 1.0),
         order=st.sampled_from(DequeueOrder),
         key=KEYS,
+        holder=often(None, "h1", "h2"),
+        holder_in_progress_max=often(None, 1, 3),
     )
     def dequeue_any(self, **fields: Any) -> None:
         self.dequeue(Dequeue(**fields))

@@ -91,6 +91,11 @@ def test_the_network_is_refused_unless_it_is_meant(bind: str) -> None:
     assert "QUEUE_ACTOR_OPEN=1" in refused(bind)
 
 
+def test_the_network_is_listened_on_by_a_server_with_tokens() -> None:
+    with listen(Settings(bind="0.0.0.0:0", tokens="tokens.json")) as listener:
+        assert listener.getsockname()[0] == "0.0.0.0"  # noqa: S104 - likewise
+
+
 def test_the_network_is_listened_on_if_it_is_meant() -> None:
     # 127.0.0.1 would be allowed anyway, so this must be the real thing; it is closed at once, and accepts nobody.
     with listen(Settings(bind="0.0.0.0:0", open=True)) as listener:

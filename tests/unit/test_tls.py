@@ -16,7 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 from queue_actor.settings import SettingError, Settings
 from tests.contract.stack import HOST, Client, Server, build, serving
 from web.connections import FIRST_REQUEST_SECONDS, HANDSHAKE_SECONDS
-from web.tls import LOOK_SECONDS, Certificate, NoHandshake, shake_hands
+from web.rereading import LOOK_SECONDS, watch
+from web.tls import Certificate, NoHandshake, shake_hands
 
 pytestmark = pytest.mark.virtual_time
 
@@ -147,7 +148,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_no_end(
 @pytest.fixture
 async def watching(paths: Settings, nursery: trio.Nursery) -> Certificate:
     certificate = Certificate(paths)
-    nursery.start_soon(certificate.watch)
+    nursery.start_soon(watch, [certificate])
     await wait_all_tasks_blocked()
     return certificate
 
@@ -172,7 +173,7 @@ async def test_a_link_that_leads_elsewhere_is_seen(
     certificate = Certificate(
         Settings(tls_cert=str(tmp_path / "data/cert.pem"), tls_key=str(tmp_path / "data/key.pem"))
     )
-    nursery.start_soon(certificate.watch)
+    nursery.start_soon(watch, [certificate])
     before = certificate.context
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").rename(tmp_path / "data")

@@ -43,10 +43,11 @@ def served(
     waiters: Waiters, machine: StateMachine, queues: Iterable[str] = ("q",)
 ) -> list[tuple[Request[Dequeued], list[str]]]:
     """Who was served with jobs of which types."""
-    return [
-        (request, [leased.job.type for leased in reply.leases])
-        for request, reply in waiters.serve(machine, queues, NOW)
-    ]
+    served = []
+    for request, reply in waiters.serve(machine, queues, NOW):
+        assert isinstance(reply, Dequeued)
+        served.append((request, [leased.job.type for leased in reply.leases]))
+    return served
 
 
 def test_nobody_waits_at_first(waiters: Waiters, machine: StateMachine) -> None:
