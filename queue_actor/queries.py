@@ -2,13 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 
-from queue_actor.commands import JobFilter, JobsFound, ListQueues, NewJob, QueuesFound, QueueView, Search
+from queue_actor.commands import (
+    JobFilter,
+    JobsFound,
+    ListQueues,
+    Measure,
+    Measured,
+    NewJob,
+    QueuesFound,
+    QueueView,
+    Search,
+)
 from queue_actor.errors import ForgottenJob, UnknownJob
+from queue_actor.figures import QueueFigures
 from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting, first_policy
 from queue_actor.queues import METERED, Queue
 
 SCANNED_IDS_MAX = 10_000
 """Ids that one search or one slice of a bulk command looks at."""
+
+MEASURED_QUEUES_MAX = 250
+"""Queues that one command measures: three milliseconds or so."""
 
 CONSUMERS_SECONDS = 600
 """How long a consumer counts as seen lately."""
@@ -130,3 +144,34 @@ def list_queues(queues: Mapping[str, Queue], command: ListQueues, now: Now) -> Q
     names = sorted(name for name in queues if name > command.after and name.startswith(command.prefix))
     page = names[: command.limit]
     return QueuesFound([view(queues[name], name, now) for name in page], page[-1] if len(names) > len(page) else None)
+
+
+def measure(queues: Mapping[str, Queue], command: Measure, now: Now, *, memory_bytes: int) -> Measured:
+    """A slice of the queues for a monitor; those that are gone meanwhile are left out."""
+    names = list(queues) if command.names is None else command.names
+    page = [_figures(queues[name], now) for name in names[:MEASURED_QUEUES_MAX] if name in queues]
+    return Measured(page, names[MEASURED_QUEUES_MAX:], memory_bytes)
+
+
+def _figures(queue: Queue, now: Now) -> QueueFigures:
+    oldest = queue.ready.first(oldest=True)
+    age = 0.0 if oldest is None else max(0.0, now.wall - queue.jobs[oldest].ready_at)
+    asked = now.monotonic - queue.asked_at
+    slots, compactions, growths = queue.ready.totals()
+    return QueueFigures(
+        queue.name,
+        opened_at=queue.opened_at,
+        counts=dict(queue.counts),
+        totals=dict(queue.totals),
+        deaths=dict(queue.deaths),
+        waits=queue.waits.figures(),
+        runs=queue.runs.figures(),
+        oldest_age_seconds=age,
+        without_consumer_seconds=min(age, asked),
+        asked_seconds=asked,
+        paused=queue.paused,
+        moved_per_minute=sum(queue.meters[verb].per_minute(now.monotonic) for verb in ("enqueue", "dequeue")),
+        slots=slots,
+        compactions=compactions,
+        growths=growths,
+    )
