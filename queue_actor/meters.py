@@ -35,18 +35,18 @@ BATCH_BOUNDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 class Meter:
     """Counts this minute and the last one. The last sixty seconds are this one and a share of that one."""
 
-    __slots__ = ("_before", "_count", "_minute")
+    __slots__ = ("_before", "_count", "_minute", "_next")
 
     def __init__(self) -> None:
         self._minute = 0
+        self._next = 60.0  # when the next minute begins
         self._count = 0
         self._before = 0
 
     def add(self, seconds: float, times: int = 1) -> None:
         """Count something that happened so many times at this moment of a monotonic clock."""
-        minute = int(seconds // 60)
-        if minute != self._minute:
-            self._roll(minute)
+        if seconds >= self._next:
+            self._roll(int(seconds // 60))
         self._count += times
 
     def per_minute(self, seconds: float) -> float:
@@ -59,6 +59,7 @@ class Meter:
     def _roll(self, minute: int) -> None:
         self._before = self._count if minute == self._minute + 1 else 0
         self._minute, self._count = minute, 0
+        self._next = (minute + 1) * 60.0
 
 
 class Histogram:
@@ -71,10 +72,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float, times: int = 1) -> None:
-        """Count a value, so many times."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
 
     def figures(self) -> HistogramFigures:
         """What was counted so far."""

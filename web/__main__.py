@@ -20,6 +20,7 @@ from queue_actor.settings import SettingError, Settings, help_text, read_setting
 from web.app import App
 from web.binding import address_of, listen
 from web.logs import set_up_logging
+from web.metrics import Metrics
 from web.serving import installed, make_config
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
@@ -45,7 +46,7 @@ async def serve_queue(settings: Settings, listener: socket.socket, data: Data | 
     """Serve until a signal arrives (then everything in flight is finished) or the engine fails (then raise)."""
     with installed(settings) as connections:
         async with open_engine(settings, data=data) as engine:
-            app = App(engine, settings)
+            app = App(engine, settings, Metrics(engine, settings, connections))
             connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener)
@@ -53,6 +54,7 @@ async def serve_queue(settings: Settings, listener: socket.socket, data: Data | 
             async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
                 end = partial(_end, app, engine, telling.cancel_scope)
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
+                telling.start_soon(app.metrics.watch_loop)
                 telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
     logger.info("ended", extra={"facts": {"address": address}})
 

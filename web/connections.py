@@ -22,6 +22,7 @@ import logging
 import re
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ class Connections(EventWrapper):
         self.refused: set[Connection] = set()
         # Those between two requests, the longest idle first.
         self.idle: dict[Connection, None] = {}
+        # Since the start.
+        self.opened = self.turned_away = self.received_bytes = self.sent_bytes = 0
+        self.problems: Counter[str] = Counter()  # codes of answers that were not the application's
         # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
         self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
 
@@ -98,15 +102,18 @@ class Connections(EventWrapper):
             Problem: `too_many_connections`: none is idle.
             HungUp: So many are being told this already that one more is not.
         """
+        self.opened += 1
         if len(self.admitted) >= self.settings.connections_max:
             longest = next(iter(self.idle), None)
             if longest is not None:
                 self.forget(longest)
                 longest.finish()
             elif len(self.refused) < REFUSED_MAX:
+                self.turned_away += 1
                 self.refused.add(connection)
                 raise Problem("too_many_connections", "The server has as many connections as it may, and none is idle.")
             else:
+                self.turned_away += 1
                 raise HungUp
         self.admitted.add(connection)
 
@@ -370,6 +377,7 @@ class Connection:
             "status": problem.status,
             "code": problem.code,
         }
+        self.connections.problems[problem.code] += 1
         logger.info("refused", extra={"facts": facts})
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in {**problem.headers, **identity}.items()]
@@ -400,6 +408,7 @@ class Connection:
         if not data:
             self.gone = True
             raise HungUp
+        self.connections.received_bytes += len(data)
         self.http.receive_data(data)
 
     async def _write(self, data: bytes) -> None:
@@ -415,6 +424,7 @@ class Connection:
                 self.gone |= not sent
             if self.gone:
                 raise HungUp
+        self.connections.sent_bytes += len(data)
 
     def _log(self, error: Exception) -> None:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]

@@ -19,6 +19,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "durability": {"full": "full", "normal": "normal"},
     "vacuum": {"1": True, "0": False},
     "engine": {"actor": "actor", "lock": "lock"},
+    "metrics_queues": {"a": "a", "a, tenant:*,b": "a, tenant:*,b", "*": "*"},
     "log": {"json": "json", "text": "text"},
     "log_level": {"debug": "debug", "info": "info", "warning": "warning", "error": "error"},
 }
@@ -42,6 +43,7 @@ WHOLE: dict[str, tuple[int, int, int]] = {
     "retention_jobs": (100_000, 0, 100_000_000),
     "disk_reserve_bytes": (64 * MIB, 0, 1024 * GIB),
     "recent_jobs": (10_000, 1, 10_000_000),
+    "metrics_queues_max": (200, 1, 10_000),
     "ready_initial": (64, 1, 10_000_000),
     "compact_slice": (4_096, 1_000, 10_000_000),
 }
