@@ -351,7 +351,7 @@ class Subject:
         return claims
 
 
-def plain(answer: Any) -> object:
+def plain(answer: Any) -> object:  # noqa: PLR0911 - one for each kind of answer
     """An answer such that it can be compared whole: refusals are equal when they say the same."""
     match answer:
         case QueueError():
