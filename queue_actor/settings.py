@@ -143,7 +143,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_queues: Annotated[
         str,
         Meta(
-            description="queues with metrics of their own, between commas: names, or prefixes (tenant:*); none: the busiest"
+            description="queues with metrics of their own: names or prefixes (tenant:*), with commas; none: the busiest"
         ),
     ] = ""
     metrics_queues_max: Annotated[

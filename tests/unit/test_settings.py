@@ -389,3 +389,9 @@ def test_every_bound_in_the_help_can_be_set_as_it_is_written() -> None:
         if setting.name in NUMBERS:
             *_, most = setting.bounds.split()
             assert read(setting.name, most) == NUMBERS[setting.name][2]
+
+
+@pytest.mark.parametrize("text", ["a b", "_other", "a*b", "a,,b", "a,", "x" * 81])
+def test_queues_with_metrics_are_named_as_queues_are(text: str) -> None:
+    with pytest.raises(SettingError, match=r"^QUEUE_ACTOR_METRICS_QUEUES: .* is neither a queue's name nor a prefix"):
+        read_settings({"QUEUE_ACTOR_METRICS_QUEUES": text}, [])
