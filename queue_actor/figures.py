@@ -7,7 +7,7 @@ import msgspec
 from queue_actor.jobs import DeathReason, JobState
 
 
-class HistogramFigures(msgspec.Struct, frozen=True):
+class HistogramFigures(msgspec.Struct, frozen=True, gc=False):
     """How often a value was at most each bound and above the one before; the last count is of those above all."""
 
     bounds: Sequence[float] = ()
@@ -15,7 +15,7 @@ class HistogramFigures(msgspec.Struct, frozen=True):
     sum: float = 0.0
 
 
-class QueueFigures(msgspec.Struct, frozen=True):
+class QueueFigures(msgspec.Struct, frozen=True, gc=False):
     """A queue. Totals count from `opened_at`, when it was made or read from a store."""
 
     name: str

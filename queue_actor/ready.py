@@ -346,12 +346,12 @@ class Ready:
 
     def totals(self) -> tuple[int, int, int]:
         """The slots of all arrays, and how often any was compacted and grew since the queue was opened."""
-        arrays = [band.array for band in self._bands.values()]
-        return (
-            sum(array.capacity for array in arrays),
-            self._compactions + sum(array.compactions for array in arrays),
-            self._growths + sum(array.growths for array in arrays),
-        )
+        slots, compactions, growths = 0, self._compactions, self._growths
+        for band in self._bands.values():
+            slots += band.array.capacity
+            compactions += band.array.compactions
+            growths += band.array.growths
+        return slots, compactions, growths
 
     def _band(self, priority: int) -> _Band:
         band = self._bands.get(priority)

@@ -105,6 +105,7 @@ class Metrics(Collector):
         self._turn = trio.Lock()
         self._measured_at: float | None = None
         self._snapshot: Snapshot
+        self._measured: Sequence[QueueFigures] | None = None  # all queues, of whom some are to be chosen
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -123,10 +124,17 @@ class Metrics(Collector):
             now = trio.current_time()
             if self._measured_at is None or now >= self._measured_at + MEASURE_SECONDS:
                 self._snapshot = await self._measure(ready=ready)
-                self._measured_at = now
+                self._measured, self._measured_at = self._snapshot.queues, now
             encode, content_type = choose_encoder(accept)
-            body: bytes = await self._run_in_thread(partial(encode, self._registry))
+            body: bytes = await self._run_in_thread(partial(self._tell, encode))
         return body, content_type
+
+    def _tell(self, encode: Callable[[Collector], bytes]) -> bytes:
+        """The text; runs in a thread, one at a time."""
+        if self._measured is not None:
+            self._snapshot = self._snapshot._replace(queues=self._choice.choose(self._measured))
+            self._measured = None
+        return encode(self._registry)
 
     def describe(self) -> Iterable[Family]:
         """Nothing: the registry would collect to find out, before there is anything."""
@@ -138,7 +146,7 @@ class Metrics(Collector):
 
     async def _measure(self, *, ready: bool) -> Snapshot:
         engine, connections = self._engine, self._connections
-        queues: list[QueueFigures] | None = None
+        queues: Sequence[QueueFigures] | None = None
         memory_bytes = 0
         with trio.move_on_after(ANSWER_SECONDS):
             try:
@@ -154,7 +162,7 @@ class Metrics(Collector):
             settings=self._settings,
             info=(self._settings.engine, engine.durability),
             ready=ready,
-            queues=None if queues is None else self._choice.choose(queues),
+            queues=queues,
             queues_count=len(queues or ()),
             memory_bytes=memory_bytes,
             engine=engine.figures(),
@@ -196,10 +204,20 @@ class Choice:
         self._shown = {queue.name for queue in shown}
         rest = [queue for queue in queues if queue.name not in self._shown]
         if rest or self._other is not None:
-            gains = [gain(queue, self._before.get(queue.name)) for queue in rest]
-            self._other = total(OTHER, rest, [*([] if self._other is None else [self._other]), *gains])
+            gains = [gain(queue, self._before.get(queue.name)) for queue in rest if self._has_gained(queue)]
+            so_far = self._other or gain(rest[0], rest[0])  # the latter is nothing
+            self._other = total(OTHER, rest, [so_far, *gains])
         self._before = {queue.name: queue for queue in queues}
         return shown if self._other is None else [*shown, self._other]
+
+    def _has_gained(self, queue: QueueFigures) -> bool:
+        """Whether a queue has counted anything since it was measured before. Most have not, where there are many."""
+        before = self._before.get(queue.name)
+        return before is None or (before.opened_at, before.compactions, before.totals) != (
+            queue.opened_at,
+            queue.compactions,
+            queue.totals,
+        )
 
     def _is_wanted(self, name: str) -> bool:
         return self._everything or name in self._names or name.startswith(self._prefixes)

@@ -238,6 +238,17 @@ async def test_the_busiest_queues_are_told_one_by_one_and_the_sum_of_the_others_
         assert await value(server, "queue_actor_jobs", queue=OTHER, state="queued") == 5
 
 
+async def test_a_queue_that_is_idle_and_among_the_others_for_the_first_time_adds_nothing() -> None:
+    async with serving(Settings(metrics_queues_max=1)) as server:
+        await enqueue(server, "a", 1)
+        assert await totals(server) == {"a": 1}
+        await enqueue(server, "b", 2)
+        assert await totals(server) == {"b": 2, OTHER: 0}
+        await enqueue(server, "a", 4)
+        await enqueue(server, "b", 1)
+        assert await totals(server) == {"a": 5, OTHER: 1}
+
+
 async def test_of_the_others_ages_the_largest_is_told() -> None:
     async with serving(Settings(metrics_queues="none-of-these")) as server:
         await enqueue(server, "a", 1)
