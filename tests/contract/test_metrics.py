@@ -14,12 +14,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from queue_actor.commands import DeleteQueue, Enqueue, NewJob
+from queue_actor.queries import MEASURED_QUEUES_MAX
 from queue_actor.settings import Settings
 from tests.contract import document
 from tests.contract.document import CONTRACT
 from tests.contract.stack import Server, serving
 from tests.fakes import Call, FakeStore, jump
-from web.metrics import ANSWER_SECONDS, LAG_SECONDS, OTHER
+from web.metrics import ANSWER_SECONDS, ANSWERS_SECONDS, LAG_SECONDS, OTHER
 from web.series import METRICS
 
 pytestmark = pytest.mark.virtual_time
@@ -204,6 +205,18 @@ async def test_the_lag_of_the_loop_is_how_late_a_timer_is() -> None:
 
 
 # --- many queues
+
+
+@pytest.mark.parametrize(("seconds", "answers"), [(1.5, 1), (1.9, 0)])
+async def test_a_slow_store_has_time_for_each_slice_and_a_bound_for_all(seconds: float, answers: int) -> None:
+    store = FakeStore()
+    async with serving(Settings(), store=store) as server:
+        for n in range(5 * MEASURED_QUEUES_MAX):
+            await enqueue(server, f"q{n}", 1)
+        store.seconds = seconds
+        began = trio.current_time()
+        assert await value(server, "queue_actor_engine_answers") == answers
+        assert trio.current_time() - began <= 1 + ANSWERS_SECONDS
 
 
 async def totals(server: Server) -> dict[str, float]:
