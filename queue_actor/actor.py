@@ -10,10 +10,12 @@ from typing import Any, Never
 
 import trio
 
-from queue_actor.commands import Command, Dequeue, R, Sweep
-from queue_actor.engine import Clock, EngineStatistics, Request
+from queue_actor.commands import Command, Dequeue, R
+from queue_actor.engine import INBOX_SLOTS_SPARE, Clock, EngineStatistics, Request, may_wait
 from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
+from queue_actor.meters import EngineMeters
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
@@ -38,10 +40,11 @@ class ActorEngine:
         self._clock = clock
         self._sweeper = sweeper
         self._waiters = Waiters(settings.waiters_max)
+        self._meters = EngineMeters()
         self._draining = False
         self._closed = False
-        # One slot more than clients may use: a full inbox must not starve the sweeper.
-        self._inbox, self._arrivals = trio.open_memory_channel[Request[Any]](settings.inbox_requests_max + 1)
+        slots = settings.inbox_requests_max + INBOX_SLOTS_SPARE
+        self._inbox, self._arrivals = trio.open_memory_channel[Request[Any]](slots)
         self._inbox_requests = 0
         # The batch in hand: the requests taken, and the answers that wait for the commit.
         self._taken: list[Request[Any]] = []
@@ -64,6 +67,7 @@ class ActorEngine:
                 self._submit(request)
                 return await request.answered()
             assert request.unserved is not None  # noqa: S101 - for the type checker: it was parked
+            self._waiters.timed_out += 1
             return request.unserved
         finally:
             self._waiters.discard(request)
@@ -71,7 +75,7 @@ class ActorEngine:
     def _submit(self, request: Request[R]) -> None:
         if self._closed:
             raise Draining("the queue is closed")
-        if self._inbox_requests >= self._settings.inbox_requests_max and not isinstance(request.command, Sweep):
+        if not may_wait(request.command, self._inbox_requests, self._settings.inbox_requests_max):
             raise Busy(f"{self._inbox_requests} commands wait, as many as inbox_requests_max allows")
         self._inbox.send_nowait(request)
         self._inbox_requests += 1
@@ -90,6 +94,10 @@ class ActorEngine:
     def statistics(self) -> EngineStatistics:
         """What the actor is doing now."""
         return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
+
+    def figures(self) -> EngineFigures:
+        """What the engine has done since it was made."""
+        return self._sweeper.count_in(self._waiters.count_in(self._meters.figures()))
 
     def store_statistics(self) -> None:
         """None: an engine within knows its store by its commits alone."""
@@ -114,13 +122,17 @@ class ActorEngine:
             async for first in self._arrivals:
                 self._taken.append(first)  # from here on it is answered, whatever happens
                 now = self._clock()
+                began = trio.current_time()
                 self._machine.disk_room_bytes = self._store.room_bytes
                 self._carry_out(first, now)
                 if self._waiters:
                     self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
                 changes = self._machine.take_changes()
                 self._answers += self._waiters.tell(changes.jobs)
+                applied = trio.current_time()
                 await self._store.commit(changes)
+                committed = trio.current_time()
+                self._meters.note(len(self._taken), len(changes.jobs), applied - began, committed - applied)
                 for request, reply in self._answers:
                     if isinstance(reply, QueueError):
                         request.refuse(reply)

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from queue_actor.errors import QueueError
+from queue_actor.figures import QueueFigures
 from queue_actor.jobs import NO_OPTIONS, Job, JobError, JobOptions, JobState, OnExisting, QueuePolicy
 
 R = TypeVar("R")
@@ -337,6 +338,20 @@ class ListQueues(Command[QueuesFound], frozen=True):
     after: str = ""
     limit: int = 100
     patterns: Sequence[str] | None = None  # names, or prefixes followed by `*`, of those that may be told of; None: all
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A slice of the queues in figures, and the names of those that are left."""
+
+    queues: Sequence[QueueFigures]
+    left: Sequence[str]
+    memory_bytes: int  # of payloads, results, progress and errors, of all queues; see `memory_bytes_max`
+
+
+class Measure(Command[Measured], frozen=True):
+    """The figures of queues for a monitor, a slice of them: at first of all, then of those that were left."""
+
+    names: Sequence[str] | None = None
 
 
 class SetPolicy(Command[QueueView], frozen=True):

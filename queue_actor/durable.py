@@ -44,6 +44,7 @@ from queue_actor.commands import (
 )
 from queue_actor.engine import Backup, Clock, Engine, EngineStatistics, StoreStatistics
 from queue_actor.errors import Draining, ForgottenJob, Starting
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
 from queue_actor.sqlite import SqliteStore
@@ -134,6 +135,10 @@ class DurableEngine:
     def statistics(self) -> EngineStatistics:
         """What the engine within is doing now."""
         return EngineStatistics(0, 0) if self._engine is None else self._engine.statistics()
+
+    def figures(self) -> EngineFigures:
+        """What the engine within has done."""
+        return EngineFigures() if self._engine is None else self._engine.figures()
 
     def store_statistics(self) -> StoreStatistics:
         """What the store is doing now."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Generic, Protocol
+from typing import Final, Generic, Protocol
 
 import msgspec
 import trio
@@ -10,11 +10,15 @@ from msgspec.structs import replace
 from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
-from queue_actor.commands import Bulk, BulkDone, Command, R, ReadQueue
+from queue_actor.commands import Bulk, BulkDone, Command, Measure, R, ReadQueue, Sweep
 from queue_actor.errors import QueueError
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 
 Clock = Callable[[], Now]
+
+INBOX_SLOTS_SPARE: Final = 3
+"""What an inbox holds beyond the commands of clients: a sweep, a measurement, and one that was given up."""
 
 
 def system_clock() -> Now:
@@ -99,6 +103,10 @@ class Engine(Protocol):
         """What the engine is doing now."""
         ...
 
+    def figures(self) -> EngineFigures:
+        """What the engine has done since it was made."""
+        ...
+
     def store_statistics(self) -> StoreStatistics | None:
         """What the store is doing now; None if nothing is stored."""
         ...
@@ -134,6 +142,13 @@ async def execute_in_slices(engine: Engine, command: Bulk) -> BulkDone:
         if done.next_after is None:
             return BulkDone(count, refused, None)
         command = replace(command, after_id=done.next_after, spread_from=done.spread_to)
+
+
+def may_wait(command: Command[R], inbox_requests: int, inbox_requests_max: int) -> bool:
+    """Whether a command is taken where so many wait: a full inbox must neither starve the sweeper nor hide itself."""
+    if inbox_requests < inbox_requests_max or isinstance(command, Sweep):
+        return True
+    return isinstance(command, Measure) and inbox_requests < inbox_requests_max + INBOX_SLOTS_SPARE - 1
 
 
 class Request(Generic[R]):

@@ -127,7 +127,9 @@ class Ledger:
         if queue is None:
             # Microseconds of the wall clock, so that fences also grow from one life of the server to the next.
             fence = max(int(now.wall * 1_000_000), self._fence_floor)
-            queue = self.queues[name] = Queue(name, self._settings, next_id=self._id_floor, next_fence=fence)
+            queue = self.queues[name] = Queue(
+                name, self._settings, next_id=self._id_floor, next_fence=fence, opened_at=now.monotonic
+            )
             queue.departures = self._revision  # so that a read of a deleted queue is none of its successor
             self.touch(queue)
         return queue
@@ -159,6 +161,7 @@ class Ledger:
         if (before, verb, to) not in TRANSITIONS:
             raise InvariantError(f"{verb} leads from {before} to {to}, which no transition allows")
         self._revision = moved.revision
+        queue.totals[verb] += 1
         queue.jobs[job.id] = moved
         if to is not before:
             queue.counts[before] -= 1
@@ -240,6 +243,9 @@ class Ledger:
         key_freed = job.options.unique_until is UniqueUntil.STARTED
         if key_freed:
             self.free_unique_key(queue, job)
+        # One that came back keeps its `ready_at` with its place, and has waited since then.
+        ready_at = max(job.ready_at, job.history[-1].ended_at) if job.history else job.ready_at
+        queue.waits.observe(now.wall - ready_at if now.wall > ready_at else 0.0)
         fence = queue.next_fence
         queue.next_fence = fence + 1
         self.leases.set((queue.name, job.id), now.monotonic + seconds)
@@ -316,6 +322,7 @@ class Ledger:
             self.run_ends.pop(key, None)
         if queue.policy.in_progress_max is not None:
             self.offer(queue)
+        queue.runs.observe(now.wall - job.started_at if now.wall > job.started_at else 0.0)
         attempt = Attempt(job.fence, job.consumer, job.started_at, now.wall, outcome, error)
         history = (*job.history, attempt)
         if error is not None:
@@ -351,6 +358,8 @@ class Ledger:
     def finish(self, queue: Queue, job: Job, verb: str, to: JobState, now: Now, **facts: Any) -> Job:
         """End a job."""
         kept_until = self._keep(queue, job, to, now)
+        if to is DEAD:
+            queue.deaths[facts["reason"]] += 1
         return self.move(queue, job, verb, to, now, finished_at=now.wall, kept_until=kept_until, **facts)
 
     def _keep(self, queue: Queue, job: Job, to: JobState, now: Now) -> float:
@@ -395,6 +404,7 @@ class Ledger:
         else:
             self.unfinish(queue, job)
         queue.forget(job.id)
+        queue.totals["forget"] += 1
         self._redriven.discard((queue.name, job.id))
         queue.counts[job.state] -= 1
         self.counts[job.state] -= 1
@@ -428,6 +438,7 @@ class Ledger:
 
     def prune(self, queue: Queue, id_: int, state: JobState) -> None:
         """Forget a finished job that only the store has."""
+        queue.totals["forget"] += 1
         queue.counts[state] -= 1
         self.counts[state] -= 1
         self._revision += 1

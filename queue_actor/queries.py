@@ -3,13 +3,27 @@
 from collections.abc import Mapping, Sequence
 
 from queue_actor.access import covers
-from queue_actor.commands import JobFilter, JobsFound, ListQueues, NewJob, QueuesFound, QueueView, Search
+from queue_actor.commands import (
+    JobFilter,
+    JobsFound,
+    ListQueues,
+    Measure,
+    Measured,
+    NewJob,
+    QueuesFound,
+    QueueView,
+    Search,
+)
 from queue_actor.errors import ForgottenJob, UnknownJob
+from queue_actor.figures import QueueFigures
 from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting, first_policy
 from queue_actor.queues import METERED, Queue
 
 SCANNED_IDS_MAX = 10_000
 """Ids that one search or one slice of a bulk command looks at."""
+
+MEASURED_QUEUES_MAX = 100
+"""Queues that one command measures: two or three milliseconds."""
 
 CONSUMERS_SECONDS = 600
 """How long a consumer counts as seen lately."""
@@ -133,3 +147,35 @@ def list_queues(queues: Mapping[str, Queue], command: ListQueues, now: Now) -> Q
         names = [name for name in names if covers(command.patterns, name)]
     page = names[: command.limit]
     return QueuesFound([view(queues[name], name, now) for name in page], page[-1] if len(names) > len(page) else None)
+
+
+def measure(queues: Mapping[str, Queue], command: Measure, now: Now, *, memory_bytes: int) -> Measured:
+    """A slice of the queues for a monitor; those that are gone meanwhile are left out."""
+    names = list(queues) if command.names is None else command.names
+    page = [_figures(queues[name], now) for name in names[:MEASURED_QUEUES_MAX] if name in queues]
+    return Measured(page, names[MEASURED_QUEUES_MAX:], memory_bytes)
+
+
+def _figures(queue: Queue, now: Now) -> QueueFigures:
+    oldest = queue.ready.first(oldest=True)
+    age = 0.0 if oldest is None else max(0.0, now.wall - queue.jobs[oldest].ready_at)
+    asked = now.monotonic - queue.asked_at
+    meters = queue.meters
+    slots, compactions, growths = queue.ready.totals()
+    return QueueFigures(
+        queue.name,
+        opened_at=queue.opened_at,
+        counts=dict(queue.counts),
+        totals=dict(queue.totals),
+        deaths=dict(queue.deaths),
+        waits=queue.waits.figures(),
+        runs=queue.runs.figures(),
+        oldest_age_seconds=age,
+        without_consumer_seconds=min(age, asked),
+        asked_seconds=asked,
+        paused=queue.paused,
+        moved_per_minute=meters["enqueue"].per_minute(now.monotonic) + meters["dequeue"].per_minute(now.monotonic),
+        slots=slots,
+        compactions=compactions,
+        growths=growths,
+    )

@@ -1,13 +1,17 @@
 """What the state machine keeps of one queue."""
 
 from queue_actor.changes import QueueRecord
-from queue_actor.jobs import Job, JobState, QueuePolicy, first_policy
-from queue_actor.meters import Meter
+from queue_actor.jobs import DeathReason, Job, JobState, QueuePolicy, first_policy
+from queue_actor.meters import JOB_SECONDS, Histogram, Meter
 from queue_actor.ready import Ready
 from queue_actor.settings import Settings
+from queue_actor.transitions import TRANSITIONS
 
 METERED = ("enqueue", "dequeue", "conclude", "fail", "release", "stale", "dead")
 """The verbs whose rates are kept for each queue."""
+
+COUNTED = ("enqueue", *sorted({verb for _, verb, _ in TRANSITIONS}), "forget")
+"""The verbs that are counted for each queue: how a job begins, every transition, and how it leaves."""
 
 FIRST_ID_STEPS_MAX = 1_000
 """By how much `first_id` moves on with one job that is forgotten, at most."""
@@ -20,8 +24,10 @@ class Queue:
     """One queue: its jobs, their order, and its figures."""
 
     __slots__ = (
+        "asked_at",
         "consumers",
         "counts",
+        "deaths",
         "declared",
         "departures",
         "dequeues",
@@ -32,14 +38,18 @@ class Queue:
         "next_fence",
         "next_id",
         "next_place",
+        "opened_at",
         "paused",
         "policy",
         "ready",
+        "runs",
         "served",
+        "totals",
         "unique",
+        "waits",
     )
 
-    def __init__(self, name: str, settings: Settings, *, next_id: int, next_fence: int) -> None:
+    def __init__(self, name: str, settings: Settings, *, next_id: int, next_fence: int, opened_at: float = 0.0) -> None:
         self.name = name
         self.policy: QueuePolicy = first_policy(name)
         self.declared = False
@@ -56,6 +66,12 @@ class Queue:
         self.dequeues = 0  # for `oldest_every`
         self.served = 0  # when it was last served, in the count of all services: for the fair order
         self.meters = {verb: Meter() for verb in METERED}
+        self.totals = dict.fromkeys(COUNTED, 0)  # jobs, since it was opened
+        self.deaths = dict.fromkeys(DeathReason, 0)  # the same of dead ones
+        self.waits = Histogram(JOB_SECONDS)  # from ready to dequeued
+        self.runs = Histogram(JOB_SECONDS)  # from dequeued to the end of the attempt
+        self.opened_at = opened_at  # monotonic
+        self.asked_at = opened_at  # monotonic; when somebody asked for a job of it last
         self.consumers: dict[str, float] = {}  # name -> last seen (monotonic), the latest last
 
     def see(self, consumer: str, seconds: float) -> None:

@@ -66,10 +66,16 @@ class ReadyArray:
         self.live = 0  # jobs in it
         self._tombstones: SortedList[int] = SortedList()  # their places
         self._passed = 0  # tombstones that the head has passed: the first of the list, dropped by `tidy`
-        self._compactions = 0
+        self.compactions = 0  # finished
+        self.growths = 0
 
     def __len__(self) -> int:
         return self.live
+
+    @property
+    def capacity(self) -> int:
+        """Slots, used or not."""
+        return len(self._ids)
 
     @property
     def compacting(self) -> bool:
@@ -79,11 +85,11 @@ class ReadyArray:
     def statistics(self) -> ArrayStatistics:
         """The shape of the array now."""
         return ArrayStatistics(
-            capacity=len(self._ids),
+            capacity=self.capacity,
             used=self._tail,
             live=self.live,
             tombstones=self._buried,
-            compactions=self._compactions,
+            compactions=self.compactions,
         )
 
     def append(self, place: int, id_: int) -> None:
@@ -200,6 +206,7 @@ class ReadyArray:
     def _grow(self) -> None:
         # Geometric while small; then a slice at a time, where the allocator's own reserve keeps it amortised.
         more = min(max(1, int(len(self._ids) * (self._growth - 1))), self._slice)
+        self.growths += 1
         self._ids.extend(array("q", bytes(8 * more)))
         self._places.extend(array("q", bytes(8 * more)))
 
@@ -225,7 +232,7 @@ class ReadyArray:
             # Everything is in the front run: it becomes the array, shorter by what was empty.
             self._read, self._tail = self._head, self._write
             self._head = self._write = 0
-            self._compactions += 1
+            self.compactions += 1
 
 
 class _Band:
@@ -261,6 +268,7 @@ class Ready:
         self._priorities: list[int] = []  # of the bands, lowest first
         self._lost: dict[int, int] = {}  # priority of a band -> jobs it lost since the last `tidy`
         self._count = 0
+        self._compactions = self._growths = 0  # of arrays that are gone
 
     def __len__(self) -> int:
         return self._count
@@ -326,6 +334,8 @@ class Ready:
             for _ in range(1 + 2 * lost // self._settings.compact_slice):
                 band.array.tidy()
             if priority and not len(band):
+                self._compactions += band.array.compactions
+                self._growths += band.array.growths
                 del self._bands[priority]
                 self._priorities.remove(priority)
         self._lost.clear()
@@ -333,6 +343,15 @@ class Ready:
     def statistics(self) -> dict[int, ArrayStatistics]:
         """The shape of each priority's array."""
         return {priority: self._bands[priority].array.statistics() for priority in self._priorities}
+
+    def totals(self) -> tuple[int, int, int]:
+        """The slots of all arrays, and how often any was compacted and grew since the queue was opened."""
+        slots, compactions, growths = 0, self._compactions, self._growths
+        for band in self._bands.values():
+            slots += band.array.capacity
+            compactions += band.array.compactions
+            growths += band.array.growths
+        return slots, compactions, growths
 
     def _band(self, priority: int) -> _Band:
         band = self._bands.get(priority)

@@ -4,6 +4,7 @@ A setting `lease_seconds` is the variable `QUEUE_ACTOR_LEASE_SECONDS` and the fl
 table in the root README and the validation are all made from the declarations below.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -19,6 +20,7 @@ FOREIGN_NAMES = frozenset({"QUEUE_ACTOR_URL", "QUEUE_ACTOR_TOKEN"})
 KIB = 1024
 MIB = 1024 * KIB
 DAY_SECONDS = 24 * 3600
+METRICS_QUEUE = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\*?")
 DURABLE_RETENTION_JOBS = 1_000_000  # a disk has more room than memory
 
 
@@ -150,6 +152,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 100_000
 
+    metrics_queues: Annotated[
+        str,
+        Meta(
+            description="queues with metrics of their own: names or prefixes (tenant:*), with commas; none: the busiest"
+        ),
+    ] = ""
+    metrics_queues_max: Annotated[
+        int, Meta(ge=1, le=10_000, description="how many queues have metrics of their own; the rest is summed up")
+    ] = 200
+
     ready_initial: Annotated[int, Meta(ge=1, le=10_000_000, description="slots a ready array starts with")] = 64
     ready_growth: Annotated[
         float, Meta(gt=1, le=8, description="factor by which a full ready array grows, in bounded steps")
@@ -236,11 +248,21 @@ def read_settings(environment: Mapping[str, str], arguments: Sequence[str]) -> S
     if values.get("data"):
         values = {"retention_seconds": float(DAY_SECONDS), "retention_jobs": DURABLE_RETENTION_JOBS} | values
     settings = Settings(**values)
+    _refuse_contradictions(settings)
+    return settings
+
+
+def _refuse_contradictions(settings: Settings) -> None:
     if settings.lease_seconds > settings.lease_seconds_max:
         raise SettingError(
             f"{PREFIX}LEASE_SECONDS: {settings.lease_seconds:.15g} is more than "
             f"{PREFIX}LEASE_SECONDS_MAX, {settings.lease_seconds_max:.15g}"
         )
+    for part in settings.metrics_queues.split(",") if settings.metrics_queues else ():
+        if not METRICS_QUEUE.fullmatch(part.strip()):
+            raise SettingError(
+                f"{PREFIX}METRICS_QUEUES: {part!r} is neither a queue's name nor a prefix with a * at its end"
+            )
     if settings.payload_bytes_max > settings.request_bytes_max:
         raise SettingError(
             f"{PREFIX}PAYLOAD_BYTES_MAX: {settings.payload_bytes_max} is more than "
@@ -250,7 +272,6 @@ def read_settings(environment: Mapping[str, str], arguments: Sequence[str]) -> S
         raise SettingError(f"{PREFIX}TLS_CERT and {PREFIX}TLS_KEY: one is no use without the other")
     if settings.tls_client_ca and not settings.tls_cert:
         raise SettingError(f"{PREFIX}TLS_CLIENT_CA: is no use without {PREFIX}TLS_CERT")
-    return settings
 
 
 def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -50,6 +50,7 @@ from queue_actor.commands import (
     Forget,
     Lease,
     ListQueues,
+    Measure,
     NewJob,
     Pause,
     Position,
@@ -155,6 +156,7 @@ class StateMachine:
             ReadPosition: self._read_position,
             ReadQueue: lambda read, now: queries.view(self._queues.get(read.queue), read.queue, now),
             ListQueues: lambda read, now: queries.list_queues(self._queues, read, now),
+            Measure: lambda read, now: queries.measure(self._queues, read, now, memory_bytes=self._ledger.kept_bytes),
             Search: lambda read, _: queries.search(self._queues.get(read.queue), read),
             Sweep: self._sweep,
             Prune: self._retention.prune,
@@ -276,6 +278,7 @@ class StateMachine:
             ]
         )
         queue.meters["enqueue"].add(now.monotonic, queue.next_id - first)
+        queue.totals["enqueue"] += queue.next_id - first
         if command.key is not None:
             self._enqueue_answers.remember(command.key, reply, len(reply.jobs), now)
         return reply
@@ -415,6 +418,7 @@ class StateMachine:
 
     def _lease_from(self, queue: Queue, command: Dequeue, count: int, basket: "_Basket", now: Now) -> None:
         """Lease up to so many jobs of one queue, in order."""
+        queue.asked_at = now.monotonic
         if command.consumer is not None:
             queue.see(command.consumer, now.monotonic)
         if queue.paused:

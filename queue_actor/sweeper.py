@@ -4,15 +4,20 @@ import logging
 from math import inf
 
 import trio
+from msgspec.structs import replace
 
 from queue_actor.commands import Sweep, Swept
 from queue_actor.engine import Engine
 from queue_actor.errors import Unavailable
+from queue_actor.figures import EngineFigures
 
 logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS_MIN = 0.001
 """Shortest pause between two sweeps; deadlines that lie closer together share one."""
+
+MOVED = ("stale", "due", "expired", "forgotten", "dead_lost")
+"""The fields of `Swept` that are counted."""
 
 STALL_SECONDS = 1.0
 """Waking this much too late means that the process was stopped or starved."""
@@ -25,6 +30,12 @@ class Sweeper:
         self._sweep_seconds = sweep_seconds
         self._due_at = inf  # the next deadline that is known, on Trio's clock
         self._sleep: trio.CancelScope | None = None
+        self._sweeps = 0
+        self._moved = dict.fromkeys(MOVED, 0)
+
+    def count_in(self, figures: EngineFigures) -> EngineFigures:
+        """The figures with those of the sweeps."""
+        return replace(figures, sweeps=self._sweeps, swept=dict(self._moved))
 
     def notice(self, due_seconds: float | None) -> None:
         """Learn when the next deadline is, in seconds from now; wakes the sweeper earlier if need be."""
@@ -48,6 +59,9 @@ class Sweeper:
 
     async def _sweep(self, engine: Engine) -> Swept:
         swept = await engine.execute(Sweep())
+        self._sweeps += 1
+        for name in MOVED:
+            self._moved[name] += getattr(swept, name)
         if swept.dead_lost:
             # A dead job waits for a person to look at it. The limit took these before their time.
             logger.warning("dead_jobs_lost", extra={"facts": {"jobs": swept.dead_lost, "by": "dead_retention_jobs"}})

@@ -6,9 +6,12 @@ The oldest dequeue is served first, and who has left is never leased to.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from queue_actor.commands import Dequeue, Dequeued, IdempotencyKey, R, ReadJob
 from queue_actor.engine import Request
 from queue_actor.errors import HolderFull, KeyReused, TooManyWaiters
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import FINISHED, Change, Job, Now
 from queue_actor.state_machine import StateMachine
 
@@ -45,9 +48,16 @@ class Waiters:
         self._keyed: dict[tuple[str, str], _Parked] = {}
         self._readers: dict[tuple[str, int], dict[Request[Job], None]] = {}
         self._readers_count = 0
+        self.parked = 0  # since the start
+        self.served = 0  # of these: got what they waited for
+        self.timed_out = 0  # of these: have waited in vain
 
     def __len__(self) -> int:
         return len(self._parked) + self._readers_count
+
+    def count_in(self, figures: EngineFigures) -> EngineFigures:
+        """The figures with those of the waiters."""
+        return replace(figures, parked=self.parked, served=self.served, timed_out=self.timed_out)
 
     def _check_room(self) -> None:
         if len(self) >= self._waiters_max:
@@ -108,6 +118,7 @@ class Waiters:
                     self._prefixes.add(line)
             if name is not None:
                 self._keyed[name] = parked
+        self.parked += 1
         request.park(Dequeued(), command.wait_seconds)
 
     def serve(
@@ -133,6 +144,7 @@ class Waiters:
                     reply = refusal
                 self.discard(parked.request)
                 parked.request.decided = True
+                self.served += 1
                 yield parked.request, reply
 
     def _oldest(self, queue: str) -> _Parked | None:
@@ -161,6 +173,7 @@ class Waiters:
             TooManyWaiters: As many wait as `waiters_max` allows.
         """
         self._check_room()
+        self.parked += 1
         request.park(job, command.wait_seconds)
         self._readers.setdefault((command.queue, command.id), {})[request] = None
         self._readers_count += 1
@@ -180,6 +193,7 @@ class Waiters:
                 if job.state in FINISHED or change.after is None:
                     self.discard(request)
                     request.decided = True
+                    self.served += 1
                     yield request, job
 
     # --- both

@@ -24,6 +24,7 @@ from web.app import App
 from web.auth import Access
 from web.binding import address_of, listen
 from web.logs import set_up_logging
+from web.metrics import Metrics
 from web.rereading import watched
 from web.serving import installed, make_config
 from web.tls import Certificate
@@ -64,7 +65,7 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
         async with open_engine(settings, data=parts.data) as engine, watched(files):
             if access is not None:
                 access.tell()
-            app = App(engine, settings, access)
+            app = App(engine, settings, access, Metrics(engine, settings, connections))
             connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener, "https" if certificate else "http")
@@ -72,6 +73,7 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
             async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
                 end = partial(_end, app, engine, telling.cancel_scope)
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
+                telling.start_soon(app.metrics.watch_loop)
                 telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
     logger.info("ended", extra={"facts": {"address": address}})
 

@@ -22,9 +22,11 @@ from queue_actor.settings import Settings
 from web.auth import Access, admit
 from web.binding import is_loopback
 from web.callers import caller_of
+from web.connections import Connections
 from web.exchanges import Exchange
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
+from web.metrics import Metrics
 from web.ops import Condition, ops_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
@@ -49,12 +51,15 @@ class App(QuartTrio):
 
     asgi_http_class = Exchange
 
-    def __init__(self, engine: Engine, settings: Settings, access: Access | None = None) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, access: Access | None = None, metrics: Metrics | None = None
+    ) -> None:
         """Put the routes together; without `access` the server is open."""
         super().__init__("web", static_folder=None)
         self.settings = settings
         self.access = access
         self.draining = False
+        self.metrics = metrics or Metrics(engine, settings, Connections(settings))
         self.instance = engine.instance
         self._life = secrets.token_hex(8)  # in the names of requests that bring none
         self._request_numbers = count(1)
@@ -66,7 +71,7 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
-        self.register_blueprint(ops_routes(engine, self._condition))
+        self.register_blueprint(ops_routes(engine, self._condition, self.metrics))
 
         self._ready = engine.ready
 
@@ -142,7 +147,8 @@ class App(QuartTrio):
         return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
 
     def _log(self, request: Request, request_id: str, started: float, *, status: int | None, facts: Facts) -> None:
-        """Write the one line of a request."""
+        """Count a request, and write its one line."""
+        self.metrics.requests.note(request, status, started, facts.get("code"))
         if logger.isEnabledFor(logging.INFO):
             line = {
                 "request_id": request_id,

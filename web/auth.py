@@ -86,6 +86,7 @@ RULES: dict[str, Rule | None] = {
     "queues.run": Rule(OPERATE, "path"),
     "ops.healthz": PUBLIC,
     "ops.readyz": PUBLIC,
+    "ops.monitor": Rule(READ, "every"),
     "ops.statistics": Rule(READ, "every"),
     "ops.backup": Rule(ADMIN, "every"),
 }

@@ -23,6 +23,7 @@ import logging
 import re
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,6 +91,9 @@ class Connections(EventWrapper):
         self.refused: set[Connection] = set()
         # Those between two requests, the longest idle first.
         self.idle: dict[Connection, None] = {}
+        # Since the start.
+        self.opened = self.turned_away = self.received_bytes = self.sent_bytes = 0
+        self.problems: Counter[str] = Counter()  # codes of answers that were not the application's
         # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
         self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
         # With one, every connection begins with a handshake.
@@ -105,15 +109,18 @@ class Connections(EventWrapper):
             Problem: `too_many_connections`: none is idle.
             HungUp: So many are being told this already that one more is not.
         """
+        self.opened += 1
         if len(self.admitted) >= self.settings.connections_max:
             longest = next(iter(self.idle), None)
             if longest is not None:
                 self.forget(longest)
                 longest.finish()
             elif len(self.refused) < REFUSED_MAX:
+                self.turned_away += 1
                 self.refused.add(connection)
                 raise Problem("too_many_connections", "The server has as many connections as it may, and none is idle.")
             else:
+                self.turned_away += 1
                 raise HungUp
         self.admitted.add(connection)
 
@@ -415,6 +422,7 @@ class Connection:
             "status": problem.status,
             "code": problem.code,
         }
+        self.connections.problems[problem.code] += 1
         logger.info("refused", extra={"facts": facts})
         with suppress(Problem):  # a client without TLS hears it without
             await self._secure()
@@ -449,6 +457,7 @@ class Connection:
         if not data:
             self.gone = True
             raise HungUp
+        self.connections.received_bytes += len(data)
         self.http.receive_data(data)
 
     async def _write(self, data: bytes) -> None:
@@ -464,6 +473,7 @@ class Connection:
                 self.gone |= not sent
             if self.gone:
                 raise HungUp
+        self.connections.sent_bytes += len(data)
 
     def _log(self, error: Exception) -> None:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]

@@ -10,6 +10,7 @@ from quart.blueprints import BlueprintSetupState
 from queue_actor.engine import Engine, StoreStatistics
 from web.audit import audit
 from web.exchanges import close_after_answer
+from web.metrics import Metrics
 from web.problems import Problem
 from web.replies import Reply, reply
 from web.schemas import refuse_query
@@ -27,8 +28,8 @@ class StatisticsView(msgspec.Struct, frozen=True):
     store: StoreStatistics | None
 
 
-def ops_routes(engine: Engine, condition: Callable[[], Condition]) -> Blueprint:
-    """`/healthz`, `/readyz`, `/v1/statistics` and `/v1/backup`."""
+def ops_routes(engine: Engine, condition: Callable[[], Condition], metrics: Metrics) -> Blueprint:
+    """`/healthz`, `/readyz`, `/metrics`, `/v1/statistics` and `/v1/backup`."""
     routes = Blueprint("ops", __name__)
 
     @routes.get("/healthz")
@@ -45,6 +46,13 @@ def ops_routes(engine: Engine, condition: Callable[[], Condition]) -> Blueprint:
             case "starting":
                 raise Problem("starting", "the server reads its jobs from the disk")
         return reply(b'{"status":"ready"}')
+
+    @routes.get("/metrics")
+    async def monitor() -> Reply:
+        """Figures for Prometheus, also while the server starts or ends."""
+        accept = request.headers.get("Accept", "")
+        body, content_type = await metrics.render(accept, ready=condition() == "ready")
+        return reply(body, headers={"Cache-Control": "no-store", "Vary": "Accept"}, content_type=content_type)
 
     @routes.get("/v1/statistics")
     async def statistics() -> Reply:

@@ -8,10 +8,12 @@ from typing import Any, Never
 
 import trio
 
-from queue_actor.commands import Command, Dequeue, R, ReadJob, Sweep
-from queue_actor.engine import Clock, EngineStatistics, Request
+from queue_actor.commands import Command, Dequeue, R, ReadJob
+from queue_actor.engine import Clock, EngineStatistics, Request, may_wait
 from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
+from queue_actor.meters import EngineMeters
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
@@ -33,6 +35,7 @@ class LockEngine:
         self._clock = clock
         self._sweeper = sweeper
         self._waiters = Waiters(settings.waiters_max)
+        self._meters = EngineMeters()
         self._draining = False
         self._closed = trio.Event()
         self._failure: BaseException | None = None
@@ -43,7 +46,7 @@ class LockEngine:
         """Carry out a command under the lock; see `Engine.execute`."""
         if self._closed.is_set():
             raise Draining("the queue is closed")
-        if self._inbox_requests >= self._settings.inbox_requests_max and not isinstance(command, Sweep):
+        if not may_wait(command, self._inbox_requests, self._settings.inbox_requests_max):
             raise Busy(f"{self._inbox_requests} commands wait, as many as inbox_requests_max allows")
         request = Request(command)
         self._inbox_requests += 1
@@ -67,13 +70,16 @@ class LockEngine:
         served: list[tuple[Request[Any], Any]] = []
         try:
             now = self._clock()
+            began = trio.current_time()
             machine.disk_room_bytes = self._store.room_bytes
             reply = self._apply(request, now)
             if waiters:
                 served += waiters.serve(machine, machine.take_readied(), now)
             changes = machine.take_changes()
             served += waiters.tell(changes.jobs)
+            applied = trio.current_time()
             await self._store.commit(changes)
+            self._meters.note(1, len(changes.jobs), applied - began, trio.current_time() - applied)
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
             self._failure = bug
@@ -105,6 +111,7 @@ class LockEngine:
             with trio.move_on_after(command.wait_seconds):
                 return await request.answered()
             assert request.unserved is not None  # noqa: S101 - it was parked
+            self._waiters.timed_out += 1
             return request.unserved
         finally:
             self._waiters.discard(request)
@@ -122,6 +129,10 @@ class LockEngine:
     def statistics(self) -> EngineStatistics:
         """What the engine is doing now."""
         return EngineStatistics(inbox_requests=self._inbox_requests, waiters=len(self._waiters))
+
+    def figures(self) -> EngineFigures:
+        """What the engine has done since it was made."""
+        return self._sweeper.count_in(self._waiters.count_in(self._meters.figures()))
 
     def store_statistics(self) -> None:
         """None: an engine within knows its store by its commits alone."""

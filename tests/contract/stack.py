@@ -28,11 +28,12 @@ from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
 from tests.fakes import SECRET, FakeClock, FakeStore
-from tests.opening import open_engine
+from tests.opening import inline, open_engine
 from web.app import App
 from web.auth import Access
 from web.connections import Connections
 from web.logs import JsonFormatter
+from web.metrics import Metrics
 from web.serving import installed, make_config
 
 HOST = "127.0.0.1:8080"
@@ -69,6 +70,8 @@ PROMISED: dict[str, tuple[int, str, str | None]] = {
     "outcome_unknown": (503, "repeat", "1"),
 }
 """Each code with its status, what to do about it, and when to come back: web/README.md once more, by hand."""
+
+CONTENT_TYPES = {"application/json", "application/vnd.sqlite3", "text/plain", "application/openmetrics-text"}
 
 Headers = Iterable[tuple[str, str | bytes]]
 
@@ -284,7 +287,7 @@ class Server:
             if answer.body:
                 check_problem(answer)
         elif answer.status == 200:
-            assert headers["content-type"] in {"application/json", "application/vnd.sqlite3"}
+            assert headers["content-type"].partition(";")[0] in CONTENT_TYPES
             if answer.body and headers["content-type"] == "application/json":
                 _ = answer.json
         if "queue-lease-token" in headers:
@@ -338,7 +341,8 @@ async def serving(
         with installed(settings) as connections:
             opening = open_engine(settings, clock=clock or FakeClock(), store=store or FakeStore(), secret=SECRET)
             async with opening as engine, trio.open_nursery() as nursery:
-                app = App(engine, settings, access)
+                metrics = Metrics(engine, settings, connections, run_in_thread=inline)
+                app = App(engine, settings, access, metrics)
                 connections.identify = app.identify
                 server = Server(app, engine, connections, nursery, stream)
                 yield server

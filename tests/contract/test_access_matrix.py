@@ -72,6 +72,7 @@ ROWS = [
     Row("POST", "/v1/queues/{queue}/jobs/{id}/redrive", "operate"),
     Row("POST", "/v1/queues/{queue}/jobs/{id}/run", "operate"),
     Row("GET HEAD", "/v1/statistics", "read", on="*"),
+    Row("GET HEAD", "/metrics", "read", on="*"),
     Row("GET", "/v1/backup", "admin", on="*"),
     Row("GET HEAD", "/healthz", None),
     Row("GET HEAD", "/readyz", None),

@@ -50,6 +50,7 @@ from queue_actor.errors import (
     UniqueKeyTaken,
     UnknownJob,
 )
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import DeathReason, JobOptions, JobState, OnExisting, UniqueUntil
 from queue_actor.settings import Settings
 from tests.contract.state import machine_of
@@ -280,6 +281,7 @@ async def test_an_engine_that_still_reads_its_jobs_refuses_what_is_asked(lives: 
         assert not engine.ready.is_set()
         await refusal(engine, ReadJob("q", 1), Starting)
         assert (engine.waiting("q"), engine.statistics().waiters) == (0, 0)
+        assert engine.figures() == EngineFigures()
         held.free.set()
         await engine.ready.wait()
         await refusal(engine, ReadJob("q", 1), UnknownJob)

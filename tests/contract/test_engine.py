@@ -27,6 +27,7 @@ from queue_actor.commands import (
     Forget,
     JobFilter,
     ListQueues,
+    Measure,
     NewJob,
     Pause,
     ReadJob,
@@ -309,6 +310,7 @@ EACH_COMMAND: list[Command[Any]] = [
     ReadPosition("q", 2),
     ReadQueue("q"),
     ListQueues(),
+    Measure(),
     Search("q", JobFilter()),
     Pause("q", paused=True),
     Pause("q", paused=False),
@@ -333,7 +335,7 @@ async def test_the_commands_of_these_tests_do_something_each(engine: Engine) -> 
     before = whole_state(engine)
     for command in EACH_COMMAND:
         reply = await engine.execute(command)
-        reads = isinstance(command, ReadJob | ReadPosition | ReadQueue | ListQueues | Search | Sweep)
+        reads = isinstance(command, ReadJob | ReadPosition | ReadQueue | ListQueues | Measure | Search | Sweep)
         refused = isinstance(reply, Results) and isinstance(reply.jobs[0], QueueError)
         assert (whole_state(engine) == before) is (reads or refused), command
         before = whole_state(engine)

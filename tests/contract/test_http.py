@@ -695,7 +695,7 @@ async def test_every_other_method_is_405_with_the_methods_of_the_path_and_does_n
         "/readyz/",
         "/healthz%00",
         "/v1",
-        "/metrics",
+        "/metrics/",
         "/static/x",
         "/favicon.ico",
     ],

@@ -1,4 +1,4 @@
-"""Rates of the last minute, beside the list of moments they are made from."""
+"""Rates of the last minute and histograms, beside the lists of what they were told."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from queue_actor.meters import Meter
+from queue_actor.meters import EngineMeters, Histogram, Meter
 
 
 def test_what_happened_within_this_minute_counts_whole() -> None:
@@ -58,3 +58,38 @@ def test_a_meter_agrees_with_the_moments_it_was_told(events: Sequence[tuple[int,
 
     share = 1 - clock % 60 / 60
     assert meter.per_minute(clock) == told.count(clock // 60) + told.count(clock // 60 - 1) * share
+
+
+BOUNDS = (1.0, 2.5, 5.0)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 5.0, 5.5, 1_000.0])))
+@settings(deadline=None)
+def test_a_value_counts_below_the_first_bound_that_it_does_not_exceed(values: Sequence[float]) -> None:
+    histogram = Histogram(BOUNDS)
+    for value in values:
+        histogram.observe(value)
+
+    figures = histogram.figures()
+    cumulative = [sum(figures.counts[: n + 1]) for n in range(len(BOUNDS))]
+    assert cumulative == [sum(value <= bound for value in values) for bound in BOUNDS]
+    assert (figures.bounds, sum(figures.counts), figures.sum) == (BOUNDS, len(values), sum(values))
+
+
+def test_figures_do_not_change_with_what_comes_after_them() -> None:
+    histogram = Histogram(BOUNDS)
+    before = histogram.figures()
+    histogram.observe(1.0)
+
+    assert sum(before.counts) == before.sum == 0
+
+
+def test_a_batch_without_changes_is_no_commit() -> None:
+    meters = EngineMeters()
+    meters.note(3, 0, 0.1, 0.2)
+    meters.note(1, 7, 0.1, 0.3)
+
+    figures = meters.figures()
+    assert (figures.batch_requests.sum, figures.batch_changes.sum) == (4, 7)
+    assert (sum(figures.apply_seconds.counts), sum(figures.commit_seconds.counts)) == (2, 1)
+    assert figures.commit_seconds.sum == 0.3

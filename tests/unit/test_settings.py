@@ -23,6 +23,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "durability": {"full": "full", "normal": "normal"},
     "vacuum": {"1": True, "0": False},
     "engine": {"actor": "actor", "lock": "lock"},
+    "metrics_queues": {"a": "a", "a, tenant:*,b": "a, tenant:*,b", "*": "*"},
     "log": {"json": "json", "text": "text"},
     "log_level": {"debug": "debug", "info": "info", "warning": "warning", "error": "error"},
 }
@@ -46,6 +47,7 @@ WHOLE: dict[str, tuple[int, int, int]] = {
     "retention_jobs": (100_000, 0, 100_000_000),
     "disk_reserve_bytes": (64 * MIB, 0, 1024 * GIB),
     "recent_jobs": (10_000, 1, 10_000_000),
+    "metrics_queues_max": (200, 1, 10_000),
     "ready_initial": (64, 1, 10_000_000),
     "compact_slice": (4_096, 1_000, 10_000_000),
 }
@@ -405,3 +407,9 @@ def test_every_bound_in_the_help_can_be_set_as_it_is_written() -> None:
         if setting.name in NUMBERS:
             *_, most = setting.bounds.split()
             assert read(setting.name, most) == NUMBERS[setting.name][2]
+
+
+@pytest.mark.parametrize("text", ["a b", "_other", "a*b", "a,,b", "a,", "x" * 81])
+def test_queues_with_metrics_are_named_as_queues_are(text: str) -> None:
+    with pytest.raises(SettingError, match=r"^QUEUE_ACTOR_METRICS_QUEUES: .* is neither a queue's name nor a prefix"):
+        read_settings({"QUEUE_ACTOR_METRICS_QUEUES": text}, [])

@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from queue_actor.commands import Command, R, Sweep, Swept
 from queue_actor.engine import Backup, EngineStatistics
 from queue_actor.errors import Draining, OutcomeUnknown, QueueFull, Unavailable
+from queue_actor.figures import EngineFigures
 from queue_actor.sweeper import PAUSE_SECONDS_MIN, STALL_SECONDS, Sweeper
 from tests.fakes import jump
 from web.logs import facts_of
@@ -39,6 +40,9 @@ class FakeEngine:
         self._answers = iter(answers)
 
     def store_statistics(self) -> None: ...
+
+    def figures(self) -> EngineFigures:
+        raise NotImplementedError
 
     async def backup(self) -> Backup:
         raise NotImplementedError
