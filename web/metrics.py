@@ -43,7 +43,7 @@ ANSWER_SECONDS = 2.0
 """How long a scrape waits for a slice of the queues, before it tells everything but these."""
 
 ANSWERS_SECONDS = 8.0
-"""The same for all slices together: monitors give up after ten seconds."""
+"""The same for all slices together: monitors give up after ten. A commit that has begun is waited for in any case."""
 
 LAG_SECONDS = 0.1
 """How long the timer sleeps whose lateness is the lag of the event loop."""

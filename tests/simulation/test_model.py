@@ -76,7 +76,7 @@ from queue_actor.jobs import (
     RetryKind,
     UniqueUntil,
 )
-from queue_actor.meters import Meter
+from queue_actor.meters import Histogram, Meter
 from queue_actor.queues import Queue
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -941,6 +941,8 @@ def copied(value: Any, keys: Sequence[Key]) -> Any:
             return value.copy()
         case Deadlines():
             return len(value), [deadline(value, key) for key in keys]
+        case Histogram():
+            return value.figures()
         case Answers():
             return list(value._answers.items()), value._jobs
         case _:
