@@ -20,6 +20,7 @@ from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
 from web.binding import is_loopback
+from web.docs import docs_routes
 from web.exchanges import Exchange
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
@@ -60,6 +61,7 @@ class App(QuartTrio):
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
         self.register_blueprint(ops_routes(engine, self._condition))
+        self.register_blueprint(docs_routes(self.url_map, settings))
 
         self._ready = engine.ready
 

@@ -77,7 +77,14 @@ def _fields(verb: str) -> list[Any]:
 
 ONE = {
     verb: msgspec.json.Decoder(
-        defstruct(f"One_{verb}", _fields(verb), bases=(body,), frozen=True, kw_only=True, forbid_unknown_fields=True)
+        defstruct(
+            f"{verb.capitalize()}OneBody",
+            _fields(verb),
+            bases=(body,),
+            frozen=True,
+            kw_only=True,
+            forbid_unknown_fields=True,
+        )
     )
     for verb, (body, _) in VERBS.items()
 }
@@ -85,7 +92,7 @@ RELEASE_MANY = msgspec.json.Decoder(ReleaseManyBody)
 MANY = {
     verb: msgspec.json.Decoder(
         defstruct(
-            f"Many_{verb}",
+            f"{verb.capitalize()}ManyBody",
             [("jobs", Annotated[list[body], BATCH]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
             bases=(Body,),
             frozen=True,

@@ -43,11 +43,11 @@ _ANY = re.compile("")
 CONSUMER_HEADERS = ("QUEUE_CONSUMER", "Queue-Consumer", "X-Queue-Consumer")
 
 
-class EnqueueBody(msgspec.Struct, frozen=True, rename="pascal"):
+class SimpleEnqueueBody(msgspec.Struct, frozen=True, rename="pascal"):
     """The body of the classic enqueue. Other keys are ignored, `ID` and `Status` among them."""
 
     type: Type
-    payload: Raw = Raw()
+    payload: Raw = msgspec.field(default_factory=Raw)
 
 
 class SimpleJob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,7 +55,7 @@ class SimpleJob(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ID: int
     Type: str
-    Status: str
+    Status: Annotated[str, Meta(extra_json_schema={"enum": ["QUEUED", "IN_PROGRESS", "CONCLUDED"]})]
     # Not Raw(): an empty raw value is written, as nothing, which is no JSON.
     Payload: Raw | UnsetType = UNSET
     State: str = ""

@@ -17,7 +17,7 @@ from web.exchanges import cancelled_by_disconnect
 from web.problems import Problem
 from web.replies import Reply, reply
 from web.schemas import (
-    EnqueueBody,
+    SimpleEnqueueBody,
     consumer,
     decode,
     empty_status,
@@ -32,7 +32,7 @@ from web.views import timestamp
 
 QUEUE = "default"
 
-_ENQUEUE_BODY = msgspec.json.Decoder(EnqueueBody)
+_ENQUEUE_BODY = msgspec.json.Decoder(SimpleEnqueueBody)
 
 
 class JobSegment(BaseConverter):

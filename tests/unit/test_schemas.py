@@ -13,7 +13,7 @@ from queue_actor.jobs import JobState
 from queue_actor.settings import MIB, Settings
 from web.problems import Problem
 from web.schemas import (
-    EnqueueBody,
+    SimpleEnqueueBody,
     consumer,
     decode,
     empty_status,
@@ -37,7 +37,7 @@ class Outer(Struct):
     jobs: list[Inner] = []
 
 
-BODY: msgspec.json.Decoder[EnqueueBody] = msgspec.json.Decoder(EnqueueBody)
+BODY: msgspec.json.Decoder[SimpleEnqueueBody] = msgspec.json.Decoder(SimpleEnqueueBody)
 NESTED: msgspec.json.Decoder[Outer] = msgspec.json.Decoder(Outer)
 
 
