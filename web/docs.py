@@ -39,13 +39,13 @@ def routes_of(url_map: Map) -> list[Route]:
         Route(
             rule.endpoint,
             re.sub(r"<(?:\w+:)?(\w+?)_?>", r"{\1}", rule.rule),
-            tuple(sorted((rule.methods or set()) - {"OPTIONS"}, key=_first_post)),
+            tuple(sorted((rule.methods or set()) - {"OPTIONS"}, key=_post_first)),
         )
         for rule in url_map.iter_rules()
     ]
 
 
-def _first_post(method: str) -> tuple[bool, str]:
+def _post_first(method: str) -> tuple[bool, str]:
     return method != "POST", method
 
 

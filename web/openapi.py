@@ -55,7 +55,7 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "Content-Security-Policy": ({"type": "string"}, "what the page may do: show itself"),
     "ETag": ({"type": "string"}, "names this version: send it as If-None-Match"),
 }
-"""Headers of answers."""
+"""Headers of answers. Where one is named, it is always there."""
 
 OF_EVERY_ANSWER = ("Queue-Instance", "X-Request-Id")
 
@@ -70,13 +70,15 @@ class Route(NamedTuple):
 
 def codes_of(operation: Operation, path: str) -> tuple[str, ...]:
     """The codes that a route may answer with."""
-    return (
+    codes = (
         *operation.codes,
         *(OF_V1 if path.startswith("/v1") else ()),
         *(OF_A_PATH if "{" in path else ()),
         *(OF_THE_QUEUE if operation.asks_queue else ()),
         *OF_ANY,
     )
+    # One route takes what any other refuses.
+    return tuple(code for code in codes if operation.lines is None or code != "unsupported_media_type")
 
 
 def document(routes: Iterable[Route], settings: Settings) -> dict[str, Any]:
@@ -113,7 +115,10 @@ def document(routes: Iterable[Route], settings: Settings) -> dict[str, Any]:
         "components": {
             "schemas": writer.schemas,
             "responses": writer.responses,
-            "headers": {name: {"schema": schema, "description": about} for name, (schema, about) in HEADERS.items()},
+            "headers": {
+                name: {"schema": schema, "description": about, "required": True}
+                for name, (schema, about) in HEADERS.items()
+            },
             "examples": {code: {"summary": WHEN[code], "value": _problem(code)} for code in PROBLEMS},
             "securitySchemes": SECURITY_SCHEMES,
         },
@@ -227,10 +232,10 @@ class Writer:
         answer = operation.answer
         match answer:
             case File(content_type, example):
-                schema = {} if content_type == JSON else {"type": "string"}
-                content = {content_type: {"schema": schema} | ({"example": example} if example else {})}
+                text: dict[str, Any] = {} if content_type == JSON else {"type": "string"}
+                content = {content_type: {"schema": text} | ({"example": example} if example else {})}
             case dict():
-                schema = {
+                schema: dict[str, Any] = {
                     "type": "object",
                     "properties": {"status": {"const": answer["status"]}},
                     "required": ["status"],
