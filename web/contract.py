@@ -86,7 +86,12 @@ def _verb(verb: str, **facts: Any) -> dict[str, Operation]:
     alike: dict[str, Any] = {"tag": "workers", "parameters": key, "answer": many, "item_codes": (*GONE, *lost, *rides)}
     in_queue: dict[str, Any] = {"body": jobs.MANY[verb].type, "rules": each_needs("id", "token")}
     if verb == "release":
-        in_queue = {"body": jobs.RELEASE_MANY.type, "rules": BY_TOKEN_OR_CONSUMER, "codes": ("unknown_queue",)}
+        in_queue = {
+            "body": jobs.RELEASE_MANY.type,
+            "rules": BY_TOKEN_OR_CONSUMER,
+            "or_else": MOVED,
+            "codes": ("unknown_queue",),
+        }
     across = each_needs("queue", "id", "token")
     return {
         f"jobs.{verb}_one": Operation(

@@ -92,7 +92,7 @@ RELEASE_MANY = msgspec.json.Decoder(ReleaseManyBody)
 MANY = {
     verb: msgspec.json.Decoder(
         defstruct(
-            f"{verb.capitalize()}ManyBody",
+            f"{verb.capitalize()}JobsBody",
             [("jobs", Annotated[list[body], BATCH]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
             bases=(Body,),
             frozen=True,
@@ -123,12 +123,12 @@ class Holders:
         """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
 
         Raises:
-            Problem: It is out of bounds.
+            Problem: It is out of bounds, or its key is.
         """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
+        key = idempotency_key(request.headers, data, request.path)  # looked at even if there is nothing to repeat
         if wanted is None:
             return None
-        key = idempotency_key(request.headers, data, request.path)
         try:
             return wanted.dequeue(wanted.source(queue), self.settings, key=key)
         except Problem as problem:

@@ -242,7 +242,10 @@ class Writer:
                 }
                 content = {JSON: {"schema": schema, "example": answer}}
             case _:
-                content = {JSON: {"schema": self._by_kind[id(type(answer))], "example": plain(answer)}}
+                schema = self._by_kind[id(type(answer))]
+                if operation.or_else is not None:
+                    schema = {"anyOf": [schema, self._by_kind[id(type(operation.or_else))]]}
+                content = {JSON: {"schema": schema, "example": plain(answer)}}
         if operation.lines is not None:
             _, _, line = operation.lines
             content[NDJSON] = _lines(self._by_kind[id(type(line))], plain(line))
@@ -291,6 +294,8 @@ def _kinds() -> Iterator[Any]:
             yield operation.body
         if isinstance(operation.answer, msgspec.Struct) and not isinstance(operation.answer, File):
             yield type(operation.answer)
+        if operation.or_else is not None:
+            yield type(operation.or_else)
         if operation.lines is not None:
             yield operation.lines[0]
             yield type(operation.lines[2])

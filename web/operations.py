@@ -105,6 +105,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     rules: dict[str, Any] = {}  # what this route asks of the body beyond its struct, in JSON Schema
     parameters: tuple[Parameter, ...] = ()
     answer: msgspec.Struct | dict[str, str]
+    or_else: msgspec.Struct | None = None  # the answer to another kind of request
     headers: tuple[str, ...] = ()  # of the answer; web/openapi.py tells what they mean
     codes: tuple[str, ...] = ()
     item_codes: tuple[str, ...] = ()  # inside an answer that is 200 as a whole

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 HOST = "http://127.0.0.1:8080"
-METHODS = ("get", "put", "post", "delete", "patch")
+METHODS = ("post", "get", "put", "patch", "delete")
 """Those that are shown; `head` is as `get`."""
 
 _TEMPLATE = """<!doctype html>
@@ -196,7 +196,7 @@ def _kind(schema: dict[str, Any]) -> str:
     bounds = [
         *([f"{'from' if 'minimum' in schema else 'above'} {low}"] if low is not None else []),
         *([f"to {high}"] if high is not None else []),
-        *([f"of {schema.get('minLength', 0)} to {schema['maxLength']}"] if "maxLength" in schema else []),
+        *([f"of {schema.get('minLength', 0)} to {schema['maxLength']} characters"] if "maxLength" in schema else []),
         *([f"{schema.get('minItems', 0)} to {schema['maxItems']} of them"] if "maxItems" in schema else []),
         *([schema["format"]] if "format" in schema else []),
     ]

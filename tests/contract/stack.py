@@ -27,10 +27,12 @@ from queue_actor.commands import ReadJob, ReadQueue
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
+from tests.contract.described import described
 from tests.fakes import SECRET, FakeClock, FakeStore
 from tests.opening import open_engine
 from web.app import App
 from web.connections import Connections
+from web.docs import routes_of
 from web.logs import JsonFormatter
 from web.serving import installed, make_config
 
@@ -122,7 +124,9 @@ class Client:
     async def ask(self, method: str, target: str, body: bytes = b"", headers: Headers = ()) -> Answer:
         """Sends a whole request and reads its answer."""
         await self.send(build(method, target, body, headers))
-        return await self.read(method)
+        answer = await self.read(method)
+        self.server.described.check(method, target, answer)
+        return answer
 
     async def send(self, data: bytes) -> None:
         """Sends bytes as they are."""
@@ -196,6 +200,7 @@ class Server:
     def __post_init__(self) -> None:
         self._config = make_config(self.connections.settings)
         self._context = WorkerContext(None)
+        self.described = described(tuple(routes_of(self.app.url_map)), self.connections.settings)
 
     def connect(self) -> Client:
         """A new connection."""
@@ -212,7 +217,9 @@ class Server:
 
     async def ask(self, method: str, target: str, body: bytes = b"", headers: Headers = ()) -> Answer:
         """Asks over a connection of its own."""
-        return await self.ask_raw(build(method, target, body, headers))
+        answer = await self.ask_raw(build(method, target, body, headers))
+        self.described.check(method, target, answer)
+        return answer
 
     async def ask_raw(self, data: bytes) -> Answer:
         """Sends bytes over a connection of their own and reads the answer."""

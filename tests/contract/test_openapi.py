@@ -2,21 +2,17 @@
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterator
 from html import unescape
 from typing import Any
 
 import msgspec
 import openapi_spec_validator
 import pytest
-from jsonschema import Draft202012Validator, ValidationError
 from msgspec.structs import replace
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
 
 from queue_actor.settings import Settings
 from tests.contract import document, v1
+from tests.contract.described import Described
 from tests.contract.document import CONTRACT, Example
 from tests.contract.stack import Server, serving
 from web.contract import OPERATIONS, TAGS
@@ -28,50 +24,6 @@ from web.page import page
 from web.problems import PROBLEMS
 
 pytestmark = pytest.mark.virtual_time
-
-
-class Described:
-    """The document of a server with some settings, and its schemas, ready to hold values to."""
-
-    def __init__(self, routes: list[Route], settings: Settings) -> None:
-        self.routes = routes
-        # As a client has it: through JSON.
-        self.document = json.loads(json.dumps(make_document(routes, settings)))
-        resource = Resource.from_contents(self.document, default_specification=DRAFT202012)
-        self._registry = Registry().with_resource("urn:openapi", resource)
-
-    def errors(self, schema: dict[str, Any], value: Any, *, partial: bool = False) -> list[str]:
-        """What is wrong with a value; of a partial one, beside what is missing."""
-        absolute = json.loads(json.dumps(schema).replace('"#/', '"urn:openapi#/'))
-        validator = Draft202012Validator(
-            absolute, registry=self._registry, format_checker=Draft202012Validator.FORMAT_CHECKER
-        )
-        errors = validator.iter_errors(value)
-        return [f"{error.json_path}: {error.message}" for error in errors if not (partial and is_missing(error))]
-
-    def operations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Method, path and operation."""
-        for path, methods in self.document["paths"].items():
-            for method, operation in methods.items():
-                yield method.upper(), path, operation
-
-    def answers(self, operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Status and answer, references followed."""
-        for status, answer in operation["responses"].items():
-            if "$ref" in answer:
-                yield status, self.document["components"]["responses"][answer["$ref"].rsplit("/", 1)[1]]
-            else:
-                yield status, answer
-
-
-def is_missing(error: ValidationError) -> bool:
-    """Whether all that is wrong is that something is not there, under one reading at least."""
-    if error.validator != "anyOf":
-        return error.validator == "required"
-    readings: dict[Any, list[ValidationError]] = defaultdict(list)
-    for cause in error.context or ():
-        readings[cause.schema_path[0]].append(cause)
-    return any(all(map(is_missing, causes)) for causes in readings.values())
 
 
 @pytest.fixture

@@ -112,7 +112,16 @@ def test_nothing_else_is_an_id(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [(None, 0.0), ("0", 0.0), ("00.0", 0.0), ("1", 1.0), ("0.000000001", 1e-9), ("20", 20.0)]
+    ("text", "seconds"),
+    [
+        (None, 0.0),
+        ("0", 0.0),
+        ("00.0", 0.0),
+        ("1", 1.0),
+        ("0.000000001", 1e-9),
+        ("19.999999999999996", 19.999999999999996),
+        ("20", 20.0),
+    ],
 )
 def test_a_wait_is_a_plain_number_of_seconds(text: str | None, seconds: float) -> None:
     assert wait_seconds(text, Settings()) == seconds

@@ -1,0 +1,58 @@
+"""Schemathesis reads `/openapi.json` of a real server and tries what it promises; and what it does not.
+
+Examples, bounds, made-up requests that fit and that do not, and ways from one request to the next (enqueue, dequeue,
+then conclude, fail, extend or release by the token). fuzzing.py and fuzzing.toml say what it is told beside that.
+`scripts/test.sh --contract N [--seed S]` is a longer run.
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.process.server import ROOT, running_server
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "50"))
+SEED = int(os.environ.get("CONTRACT_SEED", random.SystemRandom().randrange(2**32)))
+EXAMPLE_SECONDS = 6.0
+"""How long one more example of every operation may take."""
+
+SMALL = (
+    *("--wait-seconds-max", "0.05"),  # or most of the time goes by in waits
+    *("--batch-jobs-max", "20"),
+    *("--queues-max", "200"),
+    *("--log-level", "warning"),
+)
+
+
+def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Path) -> None:
+    with running_server(*SMALL) as server:
+        run = subprocess.run(
+            [
+                *(Path(sys.executable).parent / "schemathesis", "--config-file", ROOT / "tests/process/fuzzing.toml"),
+                *("run", f"http://127.0.0.1:{server.port}/openapi.json", "--no-color", "--continue-on-failure"),
+                *("--max-examples", str(EXAMPLES), "--seed", str(SEED), "--workers", "2"),
+                *("--generation-database", "none"),
+            ],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.process.fuzzing"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120 + EXAMPLES * EXAMPLE_SECONDS,
+            check=False,
+        )
+        print(run.stdout)
+        assert run.returncode == 0, f"--seed {SEED} repeats it"
+        assert re.search(r"Tested: (\d+)", run.stdout), "nothing was tested"
+        for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
+            assert re.search(rf"✅ +{phase}", run.stdout), phase
+        assert not server.events("handler_failed")
+        assert server.request("GET", "/readyz").status == 200
