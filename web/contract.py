@@ -105,6 +105,7 @@ def _verb(verb: str, **facts: Any) -> dict[str, Operation]:
             answer=answer,
             codes=(*GONE, *codes),
             item_codes=rides,
+            leads_to=("queues.forget",) if verb == "conclude" else (),
         ),
         f"jobs.{verb}_many": Operation(
             **alike,
@@ -323,6 +324,7 @@ OPERATIONS: dict[str, Operation] = {
         "Call a job off",
         result("cancelled"),
         [*GONE, "already_finished"],
+        leads_to=("queues.redrive_one",),
         about="Of a job in progress that is a wish: its worker is told when it extends.",
     ),
     "queues.redrive_one": _operator(

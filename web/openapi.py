@@ -27,6 +27,7 @@ from web.operations import (
     Parameter,
 )
 from web.problems import CONTENT_TYPE, PROBLEMS, ProblemDocument
+from web.views import ResultView
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 SCHEMA_REF = "#/components/schemas/{name}"
@@ -334,6 +335,8 @@ def _links(operation: Operation) -> Iterator[tuple[str, dict[str, Any]]]:
             link["parameters"] = {"path.queue": "$request.path.queue"}
             if endpoint != "jobs.dequeue":
                 link["parameters"]["path.id"] = "$response.body#/jobs/0/id"
+        elif isinstance(operation.answer, ResultView):
+            link["parameters"] = {"path.queue": "$response.body#/queue", "path.id": "$response.body#/id"}
         else:
             link["parameters"] = {"path.queue": "$response.body#/jobs/0/queue", "path.id": "$response.body#/jobs/0/id"}
             link["requestBody"] = {"token": "$response.body#/jobs/0/lease/token"}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.server import ROOT, running_server
+from tests.process.fuzzing import MEETING
+from tests.process.server import ROOT, Server, running_server
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -23,21 +24,25 @@ SEED = int(os.environ.get("CONTRACT_SEED", random.SystemRandom().randrange(2**32
 EXAMPLE_SECONDS = 6.0
 """How long one more example of every operation may take."""
 
+READY_JOBS = 20 * EXAMPLES
+"""For those who dequeue, whatever was enqueued before."""
+
 SMALL = (
     *("--wait-seconds-max", "0.05"),  # or most of the time goes by in waits
     *("--batch-jobs-max", "20"),
     *("--queues-max", "200"),
-    *("--log-level", "warning"),
 )
 
 
 def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Path) -> None:
     with running_server(*SMALL) as server:
+        for _ in range(READY_JOBS // 20):
+            server.request("POST", f"/v1/queues/{MEETING}/enqueue", {"jobs": [{"type": "made up"}] * 20})
         run = subprocess.run(
             [
                 *(Path(sys.executable).parent / "schemathesis", "--config-file", ROOT / "tests/process/fuzzing.toml"),
                 *("run", f"http://127.0.0.1:{server.port}/openapi.json", "--no-color", "--continue-on-failure"),
-                *("--max-examples", str(EXAMPLES), "--seed", str(SEED), "--workers", "2"),
+                *("--max-examples", str(EXAMPLES), "--seed", str(SEED)),
                 *("--generation-database", "none"),
             ],
             cwd=tmp_path,
@@ -51,8 +56,19 @@ def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Pa
         )
         print(run.stdout)
         assert run.returncode == 0, f"--seed {SEED} repeats it"
-        assert re.search(r"Tested: (\d+)", run.stdout), "nothing was tested"
-        for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
-            assert re.search(rf"✅ +{phase}", run.stdout), phase
         assert not server.events("handler_failed")
-        assert server.request("GET", "/readyz").status == 200
+        assert untried(server) == {("GET", "/v1/backup")}  # there is no data directory
+
+
+def untried(server: Server) -> set[tuple[str, str]]:
+    """The operations that no request has succeeded at."""
+    paths = server.request("GET", "/openapi.json").body["paths"]
+    patterns = {
+        path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in sorted(paths, key=lambda path: "{" in path)
+    }
+    done = {(line["method"], line["path"]) for line in server.events("request") if line["status"] in {200, 204, 304}}
+    succeeded = {
+        (method, next((path for path, pattern in patterns.items() if pattern.fullmatch(sent)), None))
+        for method, sent in done
+    }
+    return {(method.upper(), path) for path, methods in paths.items() for method in methods} - succeeded
