@@ -24,6 +24,9 @@ SEED = int(os.environ.get("CONTRACT_SEED", random.SystemRandom().randrange(2**32
 EXAMPLE_SECONDS = 6.0
 """How long one more example of every operation may take."""
 
+WAYS = 4 * EXAMPLES
+"""Ways through the links: a step of each is a request, and most lead on to one of the five below."""
+
 READY_JOBS = 20 * EXAMPLES
 """For those who dequeue, whatever was enqueued before."""
 
@@ -33,36 +36,56 @@ SMALL = (
     *("--queues-max", "200"),
 )
 
+JOB = "/v1/queues/{queue}/jobs/{id}"
+BY_LINK = {("POST", f"{JOB}/{verb}") for verb in ("conclude", "fail", "extend", "release")} | {("DELETE", JOB)}
+"""What succeeds only for those who have just been told of a job."""
+
+NOT_HERE = {("GET", "/v1/backup")}  # there is no data directory
+
 
 def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Path) -> None:
     with running_server(*SMALL) as server:
+        run(server, "examples,coverage,fuzzing", EXAMPLES, tmp_path)
+
+        assert untried(server) - BY_LINK == NOT_HERE
+
+
+def test_ways_along_the_links_of_the_document_lead_somewhere(tmp_path: Path) -> None:
+    with running_server(*SMALL) as server:
         for _ in range(READY_JOBS // 20):
             server.request("POST", f"/v1/queues/{MEETING}/enqueue", {"jobs": [{"type": "made up"}] * 20})
-        run = subprocess.run(
-            [
-                *(Path(sys.executable).parent / "schemathesis", "--config-file", ROOT / "tests/process/fuzzing.toml"),
-                *("run", f"http://127.0.0.1:{server.port}/openapi.json", "--no-color", "--continue-on-failure"),
-                *("--max-examples", str(EXAMPLES), "--seed", str(SEED)),
-                *("--generation-database", "none"),
-            ],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.process.fuzzing"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120 + EXAMPLES * EXAMPLE_SECONDS,
-            check=False,
-        )
-        print(run.stdout)
-        assert run.returncode == 0, f"--seed {SEED} repeats it"
-        assert not server.events("handler_failed")
-        assert untried(server) == {("GET", "/v1/backup")}  # there is no data directory
+        run(server, "stateful", WAYS, tmp_path)
+
+        assert not untried(server) & BY_LINK
+
+
+def run(server: Server, phases: str, examples: int, directory: Path) -> None:
+    """Let schemathesis at a server, and assert that it has nothing to complain of."""
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).parent / "schemathesis", "--config-file", ROOT / "tests/process/fuzzing.toml"),
+            *("run", f"http://127.0.0.1:{server.port}/openapi.json", "--phases", phases),
+            *("--max-examples", str(examples), "--seed", str(SEED), "--generation-database", "none"),
+            *("--continue-on-failure", "--no-color"),
+        ],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.process.fuzzing"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120 + EXAMPLES * EXAMPLE_SECONDS,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"--seed {SEED} repeats it"
+    assert not server.events("handler_failed")
 
 
 def untried(server: Server) -> set[tuple[str, str]]:
     """The operations that no request has succeeded at."""
     paths = server.request("GET", "/openapi.json").body["paths"]
+    # Paths without variables go first, as they do for the router.
     patterns = {
         path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in sorted(paths, key=lambda path: "{" in path)
     }
