@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from html import unescape
 from typing import Any
 
@@ -19,7 +20,7 @@ from web.contract import OPERATIONS, TAGS
 from web.docs import POLICY, routes_of
 from web.openapi import HEADERS, JSON, Route, codes_of
 from web.openapi import document as make_document
-from web.operations import OF_THE_QUEUE, WHEN
+from web.operations import OF_THE_QUEUE, WHEN, Operation
 from web.page import page
 from web.problems import PROBLEMS
 
@@ -77,7 +78,7 @@ def told(method: str, path: str) -> set[str]:
     return found
 
 
-IMPOSSIBLE = {
+IMPOSSIBLE: dict[str, Callable[[Route, Operation], bool]] = {
     "not_found": lambda route, _: "{" not in route.path,  # a path without variables is there
     "unsupported_media_type": lambda _, operation: operation.lines is not None,  # it is supported here
     "run_too_long": lambda route, _: "extend" not in route.path,  # nothing else makes a run longer
