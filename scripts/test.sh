@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Proves the project: scripts/test.sh [--all | --model N | --power N | --crashes N [--seed S] | --hostile N [--seed S]] [pytest arguments]
+# Proves the project: scripts/test.sh [PROGRAMME] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
 #   --model N   N examples of the state machine beside its naive model, without a store and with one, and nothing else
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 #   --hostile N N connections that send what nobody should, storms and dropped polls, and nothing else; --seed S as above
+#   --contract N  N made-up requests for each operation of /openapi.json, and nothing else; --seed S repeats a run
 # With pytest arguments only what they select runs, and no coverage is asked for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,6 +49,16 @@ if [ "${1:-}" = --hostile ]; then
     fi
     marker="slow or not slow"
     set -- tests/process/test_hostile_programme.py --capture=no "$@"
+fi
+if [ "${1:-}" = --contract ]; then
+    export CONTRACT_EXAMPLES=${2:?"--contract needs a number of examples"}
+    shift 2
+    if [ "${1:-}" = --seed ]; then
+        export CONTRACT_SEED=${2:?"--seed needs a number"}
+        shift 2
+    fi
+    marker="slow or not slow"
+    set -- tests/process/test_contract_fuzz.py --capture=no "$@"
 fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"

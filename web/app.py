@@ -23,6 +23,7 @@ from web.auth import Access, admit
 from web.binding import is_loopback
 from web.callers import caller_of
 from web.connections import Connections
+from web.docs import docs_routes
 from web.exchanges import Exchange
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
@@ -72,6 +73,7 @@ class App(QuartTrio):
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
         self.register_blueprint(ops_routes(engine, self._condition, self.metrics))
+        self.register_blueprint(docs_routes(self.url_map, settings))
 
         self._ready = engine.ready
 

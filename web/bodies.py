@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType, field
 from msgspec.structs import replace
 
 from queue_actor.commands import (
@@ -85,7 +85,7 @@ class NewJobBody(Body, frozen=True):
     """A job of an enqueue."""
 
     type: Type
-    payload: Content = Raw()
+    payload: Content = field(default_factory=Raw)
     priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
     delay_seconds: Delay | None = None
     not_before: Moment | None = None
@@ -261,7 +261,7 @@ class ClaimBody(Body, frozen=True, kw_only=True):
 class ConcludeBody(ClaimBody, frozen=True, kw_only=True):
     """A job that is done."""
 
-    result: Content = Raw()
+    result: Content = field(default_factory=Raw)
 
     def claim(self, queue: str, id_: int, settings: Settings) -> ConcludeClaim:
         """See `ClaimBody.claim`."""
@@ -296,7 +296,7 @@ class ExtendBody(ClaimBody, frozen=True, kw_only=True):
     """A job that takes longer."""
 
     lease_seconds: Lease | None = None
-    progress: Content = Raw()
+    progress: Content = field(default_factory=Raw)
 
     def claim(self, queue: str, id_: int, settings: Settings) -> ExtendClaim:
         """See `ClaimBody.claim`."""

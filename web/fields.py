@@ -1,11 +1,11 @@
 """The kinds of fields that bodies over `/v1` have, each with its bounds.
 
-A bound that is a setting stands in the type as `at_most`, for the tests and for whoever describes this to others; it
-is checked when a body becomes a command.
+A bound that is a setting stands in the type as `at_most`, for the tests and for web/openapi.py; it is checked when a
+body becomes a command.
 """
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw
 
@@ -26,9 +26,10 @@ TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 """W3C Trace Context, section 3.2."""
 
 
-def at_most(setting: str) -> dict[str, str]:
-    """What a field's type says of a bound that is a setting."""
-    return {"at_most": setting}
+def bounded(setting: str, **bounds: Any) -> Meta:
+    """Bounds of a field, the upper one of which is a setting."""
+    said = {"at_most": setting}
+    return Meta(extra=said, extra_json_schema=said, **bounds)
 
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
@@ -40,12 +41,12 @@ QueueNames = (
 Token = Annotated[str, Meta(min_length=1, max_length=200)]
 Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
-Delay = Annotated[float, Meta(ge=0, le=SECONDS_MAX, extra=at_most("delay_seconds_max"))]
-Lease = Annotated[float, Meta(gt=0, le=SECONDS_MAX, extra=at_most("lease_seconds_max"))]
-Content = Annotated[Raw, Meta(extra=at_most("payload_bytes_max"))]
-Count = Annotated[int, Meta(ge=1, extra=at_most("batch_jobs_max"))]
-Wait = Annotated[float, Meta(ge=0, extra=at_most("wait_seconds_max"))]
-BATCH = Meta(min_length=1, extra=at_most("batch_jobs_max"))
+Delay = Annotated[float, bounded("delay_seconds_max", ge=0, le=SECONDS_MAX)]
+Lease = Annotated[float, bounded("lease_seconds_max", gt=0, le=SECONDS_MAX)]
+Content = Annotated[Raw, bounded("payload_bytes_max")]
+Count = Annotated[int, bounded("batch_jobs_max", ge=1)]
+Wait = Annotated[float, bounded("wait_seconds_max", ge=0)]
+BATCH = bounded("batch_jobs_max", min_length=1)
 Purgeable = Literal["scheduled", "queued", "concluded", "dead", "cancelled"]
 Redrivable = Literal["dead", "cancelled"]
 Moment = Annotated[datetime, Meta(tz=True)]

@@ -78,7 +78,14 @@ def _fields(verb: str) -> list[Any]:
 
 ONE = {
     verb: msgspec.json.Decoder(
-        defstruct(f"One_{verb}", _fields(verb), bases=(body,), frozen=True, kw_only=True, forbid_unknown_fields=True)
+        defstruct(
+            f"{verb.capitalize()}OneBody",
+            _fields(verb),
+            bases=(body,),
+            frozen=True,
+            kw_only=True,
+            forbid_unknown_fields=True,
+        )
     )
     for verb, (body, _) in VERBS.items()
 }
@@ -86,7 +93,7 @@ RELEASE_MANY = msgspec.json.Decoder(ReleaseManyBody)
 MANY = {
     verb: msgspec.json.Decoder(
         defstruct(
-            f"Many_{verb}",
+            f"{verb.capitalize()}JobsBody",
             [("jobs", Annotated[list[body], BATCH]), *_fields(verb)],  # type: ignore[valid-type] # made at run time
             bases=(Body,),
             frozen=True,
@@ -116,12 +123,14 @@ class Holders:
         """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
 
         Raises:
-            Problem: It is out of bounds, or not allowed.
+            Problem: It is out of bounds, or its key is, or it is not allowed.
         """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
+        key = idempotency_key(
+            request.headers, data, request.path, caller_of(request).name
+        )  # looked at even if there is nothing to repeat
         if wanted is None:
             return None
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         try:
             source = wanted.source(queue)
             require_all(source, "queue" if wanted.queues is None else "queues")

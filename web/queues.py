@@ -43,7 +43,7 @@ from web.schemas import (
     refuse_query,
     wait_seconds,
 )
-from web.views import JobsView, QueuesView, job_view, queue_document, result_view
+from web.views import BulkView, JobsView, QueuesView, job_view, queue_document, result_view
 
 PAGE_MAX = 1_000
 PAGE = 100
@@ -228,5 +228,5 @@ async def bulk(
     done = await execute_in_slices(engine, command)
     if not body.dry_run:
         audit(verb, queue=name, where=msgspec.to_builtins(command.where), per_second=per_second, count=done.count)
-    document = {"count": done.count, "refused": done.refused, "dry_run": body.dry_run}
-    return reply(_encode(document), facts={"queue": name, "jobs": done.count})
+    view = BulkView(done.count, done.refused, body.dry_run)
+    return reply(_encode(view), facts={"queue": name, "jobs": done.count})

@@ -34,7 +34,7 @@ REPEATED_CHARACTERS_MAX = 200  # of a request in its refusal
 _PLACE = re.compile(r"\A(?:`key` in )?`\$\.?(?P<path>[^`]*)`\Z")
 _KEY = re.compile(r"\AObject (?:contains unknown|missing required) field `(?P<key>.*)`\Z", re.DOTALL)
 _ID = re.compile(r"\A(0|[1-9][0-9]{0,15})\Z")
-_SECONDS = re.compile(r"\A[0-9]{1,10}(\.[0-9]{1,9})?\Z")
+_SECONDS = re.compile(r"\A[0-9]{1,10}(\.[0-9]{1,20})?\Z")  # a computed one has 17 digits
 _QUEUE = re.compile(QUEUE_NAME)
 _CONSUMER = re.compile(NO_CONTROLS)
 _ANY = re.compile("")
@@ -43,11 +43,11 @@ _ANY = re.compile("")
 CONSUMER_HEADERS = ("QUEUE_CONSUMER", "Queue-Consumer", "X-Queue-Consumer")
 
 
-class EnqueueBody(msgspec.Struct, frozen=True, rename="pascal"):
+class SimpleEnqueueBody(msgspec.Struct, frozen=True, rename="pascal"):
     """The body of the classic enqueue. Other keys are ignored, `ID` and `Status` among them."""
 
     type: Type
-    payload: Raw = Raw()
+    payload: Raw = msgspec.field(default_factory=Raw)
 
 
 class SimpleJob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,7 +55,7 @@ class SimpleJob(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ID: int
     Type: str
-    Status: str
+    Status: Annotated[str, Meta(extra_json_schema={"enum": ["QUEUED", "IN_PROGRESS", "CONCLUDED"]})]
     # Not Raw(): an empty raw value is written, as nothing, which is no JSON.
     Payload: Raw | UnsetType = UNSET
     State: str = ""

@@ -16,7 +16,7 @@ from web.callers import caller_of, dequeue_for
 from web.problems import Problem
 from web.replies import Reply, reply
 from web.schemas import (
-    EnqueueBody,
+    SimpleEnqueueBody,
     consumer,
     decode,
     empty_status,
@@ -31,7 +31,7 @@ from web.views import timestamp
 
 QUEUE = "default"
 
-_ENQUEUE_BODY = msgspec.json.Decoder(EnqueueBody)
+_ENQUEUE_BODY = msgspec.json.Decoder(SimpleEnqueueBody)
 
 
 class JobSegment(BaseConverter):

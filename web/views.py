@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Annotated
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from queue_actor.commands import Dequeued, EnqueuedJob, Lease, QueueView
 from queue_actor.errors import QueueError
-from queue_actor.jobs import Attempt, Job, QueuePolicy
+from queue_actor.jobs import Attempt, DeathReason, Job, JobError, JobState, Outcome, QueuePolicy
 from web.problems import Problem
+
+Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+"""What `timestamp` makes."""
 
 
 class AttemptView(msgspec.Struct, frozen=True, gc=False):
@@ -19,10 +22,10 @@ class AttemptView(msgspec.Struct, frozen=True, gc=False):
 
     attempt: int
     consumer: str | None
-    started_at: str
-    ended_at: str
-    outcome: str
-    error: Any
+    started_at: Timestamp
+    ended_at: Timestamp
+    outcome: Outcome
+    error: JobError | None
 
 
 class LeaseView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -31,7 +34,7 @@ class LeaseView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     token: str | UnsetType = UNSET
     fence: int
     seconds: float
-    expires_at: str
+    expires_at: Timestamp
 
 
 class JobView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -40,15 +43,15 @@ class JobView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     queue: str
     id: int
     type: str
-    state: str
+    state: JobState
     priority: int
     payload: Raw | UnsetType = UNSET
     meta: dict[str, str]
     traceparent: str | None
     unique_key: str | None
-    created_at: str
-    not_before: str | None
-    expires_at: str | None
+    created_at: Timestamp
+    not_before: Timestamp | None
+    expires_at: Timestamp | None
     attempts: int
     fails: int
     stales: int
@@ -58,8 +61,8 @@ class JobView(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     cancel_requested: bool
     progress: Raw
     result: Raw | UnsetType = UNSET
-    reason: str | None
-    finished_at: str | None
+    reason: DeathReason | None
+    finished_at: Timestamp | None
     history: Sequence[AttemptView] | UnsetType = UNSET
 
 
@@ -143,7 +146,7 @@ class ResultView(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     id: int | UnsetType = UNSET
     queue: str | UnsetType = UNSET
-    state: str | UnsetType = UNSET
+    state: JobState | UnsetType = UNSET
     existing: bool = False
     error: ErrorView | UnsetType = UNSET
     # Of an extended job:
@@ -259,6 +262,14 @@ def queue_document(view: QueueView, waiters: int) -> QueueDocument:
         last_id=view.last_id,
         policy=view.policy,
     )
+
+
+class BulkView(msgspec.Struct, frozen=True):
+    """How many jobs a verb for all that match has moved, or would, and how many it could not."""
+
+    count: int
+    refused: int
+    dry_run: bool
 
 
 class QueuesView(msgspec.Struct, frozen=True):

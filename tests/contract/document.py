@@ -159,7 +159,7 @@ def written(field: inspect.Field, policy: QueuePolicy | None = None) -> list[str
     if field.required:
         default = "needed"
     elif policy is None:
-        default = _default(field.default)
+        default = "none" if field.default_factory is Raw else _default(field.default)
     else:
         begins_with = getattr(policy, field.name, UNSET)
         default = "`null`" if begins_with is None else _default(begins_with)
@@ -172,7 +172,7 @@ def _has(union: inspect.UnionType, kind: type[inspect.Type]) -> bool:
 
 def _default(default: object) -> str:
     match default:
-        case None | Raw():
+        case None:
             return "none"
         case bool():
             return f"`{str(default).lower()}`"

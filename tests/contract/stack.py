@@ -27,11 +27,13 @@ from queue_actor.commands import ReadJob, ReadQueue
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
+from tests.contract.described import described
 from tests.fakes import SECRET, FakeClock, FakeStore
 from tests.opening import inline, open_engine
 from web.app import App
 from web.auth import Access
 from web.connections import Connections
+from web.docs import routes_of
 from web.logs import JsonFormatter
 from web.metrics import Metrics
 from web.serving import installed, make_config
@@ -71,7 +73,14 @@ PROMISED: dict[str, tuple[int, str, str | None]] = {
 }
 """Each code with its status, what to do about it, and when to come back: web/README.md once more, by hand."""
 
-CONTENT_TYPES = {"application/json", "application/vnd.sqlite3", "text/plain", "application/openmetrics-text"}
+CONTENT_TYPES = {
+    "application/json",
+    "application/vnd.sqlite3",
+    "text/plain",
+    "application/openmetrics-text",
+    "text/html",
+    "text/css",
+}
 
 Headers = Iterable[tuple[str, str | bytes]]
 
@@ -128,7 +137,9 @@ class Client:
     async def ask(self, method: str, target: str, body: bytes = b"", headers: Headers = ()) -> Answer:
         """Sends a whole request and reads its answer."""
         await self.send(build(method, target, body, headers))
-        return await self.read(method)
+        answer = await self.read(method)
+        self.server.described.check(method, target, answer)
+        return answer
 
     async def send(self, data: bytes) -> None:
         """Sends bytes as they are."""
@@ -202,6 +213,7 @@ class Server:
     def __post_init__(self) -> None:
         self._config = make_config(self.connections.settings)
         self._context = WorkerContext(None)
+        self.described = described(tuple(routes_of(self.app.url_map)), self.connections.settings)
 
     def connect(self) -> Client:
         """A new connection."""
@@ -218,7 +230,9 @@ class Server:
 
     async def ask(self, method: str, target: str, body: bytes = b"", headers: Headers = ()) -> Answer:
         """Asks over a connection of its own."""
-        return await self.ask_raw(build(method, target, body, headers))
+        answer = await self.ask_raw(build(method, target, body, headers))
+        self.described.check(method, target, answer)
+        return answer
 
     async def ask_raw(self, data: bytes) -> Answer:
         """Sends bytes over a connection of their own and reads the answer."""
@@ -275,7 +289,7 @@ class Server:
         assert headers["queue-instance"] == self.app.instance
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", headers["x-request-id"])
         assert headers["x-content-type-options"] == "nosniff"
-        if method == "HEAD" or answer.status == 204:
+        if method == "HEAD" or answer.status in {204, 304}:
             assert answer.body == b""
         else:
             assert headers["content-length"] == str(len(answer.body))

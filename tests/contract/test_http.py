@@ -287,7 +287,9 @@ async def test_an_empty_queue_is_404_or_the_status_asked_for(server: Server, que
         assert "content-length" not in answer.headers
 
 
-@pytest.mark.parametrize("query", ["", "?wait=0", "?wait=20", "?empty=204", "?unknown=1&%ff=%zz"])
+@pytest.mark.parametrize(
+    "query", ["", "?wait=0", "?wait=20", "?wait=19.999999999999996", "?empty=204", "?unknown=1&%ff=%zz"]
+)
 async def test_a_job_is_answered_alike_whatever_the_query(server: Server, query: str) -> None:
     await server.enqueue()
     assert (await server.ask("POST", f"/jobs/dequeue{query}")).json["ID"] == 1

@@ -1175,3 +1175,13 @@ async def test_a_request_is_logged_with_what_it_was_about(server: Server) -> Non
         {"queue": "q", "jobs": 1, "errors": 1},
         {"code": "unknown_job"},
     ]
+
+
+async def test_a_key_out_of_bounds_is_refused_even_where_it_has_nothing_to_repeat(server: Server) -> None:
+    await enqueue(server)
+    _, token = await lease(server)
+    body = {"token": token}
+    answer = await ask(server, "POST", f"{Q}/jobs/1/conclude", body, Idempotency_Key="k" * 201)
+
+    assert answer.problem == (400, "invalid", "Idempotency-Key")
+    assert (await ask(server, "POST", f"{Q}/jobs/1/conclude", body, Idempotency_Key="k")).status == 200

@@ -13,7 +13,7 @@ from queue_actor.jobs import JobState
 from queue_actor.settings import MIB, Settings
 from web.problems import Problem
 from web.schemas import (
-    EnqueueBody,
+    SimpleEnqueueBody,
     consumer,
     decode,
     empty_status,
@@ -37,7 +37,7 @@ class Outer(Struct):
     jobs: list[Inner] = []
 
 
-BODY: msgspec.json.Decoder[EnqueueBody] = msgspec.json.Decoder(EnqueueBody)
+BODY: msgspec.json.Decoder[SimpleEnqueueBody] = msgspec.json.Decoder(SimpleEnqueueBody)
 NESTED: msgspec.json.Decoder[Outer] = msgspec.json.Decoder(Outer)
 
 
@@ -112,7 +112,16 @@ def test_nothing_else_is_an_id(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [(None, 0.0), ("0", 0.0), ("00.0", 0.0), ("1", 1.0), ("0.000000001", 1e-9), ("20", 20.0)]
+    ("text", "seconds"),
+    [
+        (None, 0.0),
+        ("0", 0.0),
+        ("00.0", 0.0),
+        ("1", 1.0),
+        ("0.000000001", 1e-9),
+        ("19.999999999999996", 19.999999999999996),
+        ("20", 20.0),
+    ],
 )
 def test_a_wait_is_a_plain_number_of_seconds(text: str | None, seconds: float) -> None:
     assert wait_seconds(text, Settings()) == seconds

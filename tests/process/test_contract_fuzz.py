@@ -1,0 +1,97 @@
+"""Schemathesis reads `/openapi.json` of a real server and tries what it promises; and what it does not.
+
+Examples, bounds, made-up requests that fit and that do not, and ways from one request to the next (enqueue, dequeue,
+then conclude, fail, extend or release by the token). fuzzing.py and fuzzing.toml say what it is told beside that.
+`scripts/test.sh --contract N [--seed S]` is a longer run.
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.process.fuzzing import MEETING
+from tests.process.server import ROOT, Server, running_server
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+EXAMPLES = int(os.environ.get("CONTRACT_EXAMPLES", "50"))
+SEED = int(os.environ.get("CONTRACT_SEED", random.SystemRandom().randrange(2**32)))
+EXAMPLE_SECONDS = 6.0
+"""How long one more example of every operation may take."""
+
+WAYS_SECONDS = max(20, EXAMPLES // 4)
+"""How long ways along the links are tried: Hypothesis gives up after some twenty, and begins anew until then."""
+
+READY_JOBS = 20 * EXAMPLES
+"""For those who dequeue, whatever was enqueued before."""
+
+SMALL = (
+    *("--wait-seconds-max", "0.05"),  # or most of the time goes by in waits
+    *("--batch-jobs-max", "20"),
+    *("--queues-max", "200"),
+)
+
+JOB = "/v1/queues/{queue}/jobs/{id}"
+BY_LINK = {("POST", f"{JOB}/{verb}") for verb in ("conclude", "fail", "extend", "release")} | {("DELETE", JOB)}
+"""What succeeds only for those who have just been told of a job."""
+
+NOT_HERE = {("GET", "/v1/backup")}  # there is no data directory
+
+
+def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Path) -> None:
+    with running_server(*SMALL) as server:
+        run(server, "examples,coverage,fuzzing", EXAMPLES, tmp_path)
+
+        assert untried(server) - BY_LINK == NOT_HERE
+
+
+def test_ways_along_the_links_of_the_document_lead_somewhere(tmp_path: Path) -> None:
+    with running_server(*SMALL) as server:
+        for _ in range(READY_JOBS // 20):
+            server.request("POST", f"/v1/queues/{MEETING}/enqueue", {"jobs": [{"type": "made up"}] * 20})
+        run(server, "stateful", EXAMPLES, tmp_path, "--max-time", str(WAYS_SECONDS))
+
+        assert BY_LINK - untried(server), "no token has led anywhere"
+
+
+def run(server: Server, phases: str, examples: int, directory: Path, *more: str) -> None:
+    """Let schemathesis at a server, and assert that it has nothing to complain of."""
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).parent / "schemathesis", "--config-file", ROOT / "tests/process/fuzzing.toml"),
+            *("run", f"http://127.0.0.1:{server.port}/openapi.json", "--phases", phases),
+            *("--max-examples", str(examples), "--seed", str(SEED), "--generation-database", "none"),
+            *("--continue-on-failure", "--no-color", *more),
+        ],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.process.fuzzing"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120 + EXAMPLES * EXAMPLE_SECONDS,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"--seed {SEED} repeats it"
+    assert not server.events("handler_failed")
+
+
+def untried(server: Server) -> set[tuple[str, str]]:
+    """The operations that no request has succeeded at."""
+    paths = server.request("GET", "/openapi.json").body["paths"]
+    # Paths without variables go first, as they do for the router.
+    patterns = {
+        path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in sorted(paths, key=lambda path: "{" in path)
+    }
+    done = {(line["method"], line["path"]) for line in server.events("request") if line["status"] in {200, 204, 304}}
+    succeeded = {
+        (method, next((path for path, pattern in patterns.items() if pattern.fullmatch(sent)), None))
+        for method, sent in done
+    }
+    return {(method.upper(), path) for path, methods in paths.items() for method in methods} - succeeded
