@@ -37,6 +37,7 @@ PACE_SECONDS = 2.0
 """How often who is paced is asked again whether its token is valid."""
 
 _BEARER = re.compile(rb"\A(?i:bearer) +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750, section 2.1
+
 Where = Literal["default", "path", "body", "any", "every"]
 """Which queue a route is about: `default`; the one in its path; those in its body, which the handler sees to; any, so
 that the handler shows what the caller may see; or every one there is."""
@@ -89,6 +90,9 @@ RULES: dict[str, Rule | None] = {
     "ops.monitor": Rule(READ, "every"),
     "ops.statistics": Rule(READ, "every"),
     "ops.backup": Rule(ADMIN, "every"),
+    "docs.document": PUBLIC,
+    "docs.page": PUBLIC,
+    "docs.style": PUBLIC,
 }
 """By the endpoint of the route. One that does not stand here is a bug, and answers nobody who needs a token."""
 
@@ -216,6 +220,8 @@ class TokenHolder(Caller):
         seconds = inf if expires_at is None else expires_at.timestamp() - self._access.clock().wall
         with trio.move_on_after(max(0.0, seconds)) as scope:
             self._access.waiting[scope] = self
+            if not self._access.knows(self):  # the file was read since the request was let in
+                scope.cancel()
             try:
                 yield scope
             finally:

@@ -374,6 +374,23 @@ async def test_a_wait_ends_when_its_token_expires(server: Server, tokens: Tokens
     assert waits.seconds == pytest.approx(5)
 
 
+async def test_who_comes_to_wait_with_a_token_that_has_just_been_revoked_does_not(
+    server: Server, tokens: Tokens
+) -> None:
+    shown = add(server, tokens, "worker", "consume")
+    access = server.app.access
+    assert access is not None
+    scope: Any = {"headers": [(b"authorization", shown["Authorization"].encode())]}
+    caller = access.caller(scope)
+    tokens.revoke("worker")
+    read_again(server)
+
+    with caller.while_valid() as wait:
+        await trio.sleep_forever()
+    assert wait.cancelled_caught
+    assert access.waiting == {}
+
+
 async def test_a_lease_that_was_given_reaches_its_worker_although_the_token_is_revoked(tokens: Tokens) -> None:
     store = FakeStore()
     admin, worker = bearer(tokens.add("admin", "admin")), bearer(tokens.add("worker", "consume"))
