@@ -36,6 +36,9 @@ DURABLE = "durable"
 
 _numbers = count()
 
+ROOM_BYTES = 1e15
+"""Of a disk that is never full; a number, as a real one has, and not infinity, which is no JSON."""
+
 
 def in_memory() -> Callable[[Path], sqlite3.Connection]:
     """What connects to one and the same database, as long as somebody is connected to it."""
@@ -77,7 +80,7 @@ def open_store(
         fresh_secret=secret,
         fresh_instance=f"life{next(_numbers)}",
         run_in_thread=run_in_thread,
-        room_bytes=lambda: inf,
+        room_bytes=lambda: ROOM_BYTES,
     )
 
 
