@@ -98,16 +98,17 @@ async def test_figures_tell_what_was_done() -> None:
         await server.enqueue(b'{"Type":"a","Payload":"12345678"}')
         await server.enqueue()
         job = await server.dequeue()
+        await server.dequeue()
         await server.ask("POST", f"/jobs/{job.json['ID']}/conclude", headers=[("Queue-Lease-Token", job.token)])
         await server.ask("GET", "/jobs/77")
         await server.ask("BREW", "/coffee")
         await server.ask_raw(b"NONSENSE\r\n\r\n")
 
         for name, labels, expected in [
-            ("queue_actor_jobs", {"queue": "default", "state": "queued"}, 1),
+            ("queue_actor_jobs", {"queue": "default", "state": "in_progress"}, 1),
             ("queue_actor_verbs_total", {"queue": "default", "verb": "enqueue"}, 2),
             ("queue_actor_verbs_total", {"queue": "default", "verb": "conclude"}, 1),
-            ("queue_actor_wait_seconds_count", {"queue": "default"}, 1),
+            ("queue_actor_wait_seconds_count", {"queue": "default"}, 2),
             ("queue_actor_run_seconds_bucket", {"queue": "default", "le": "+Inf"}, 1),
             ("queue_actor_queues", {}, 1),
             ("queue_actor_memory_bytes", {}, 10),

@@ -196,6 +196,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for drill in drills:
         with drill.server:
             pass
+        shutil.rmtree(drill.data, ignore_errors=True)  # it may be large, and pytest would keep it
 
 
 @contextmanager
