@@ -1185,3 +1185,5 @@ async def test_a_key_out_of_bounds_is_refused_even_where_it_has_nothing_to_repea
 
     assert answer.problem == (400, "invalid", "Idempotency-Key")
     assert (await ask(server, "POST", f"{Q}/jobs/1/conclude", body, Idempotency_Key="k")).status == 200
+    taken_back = await ask(server, "POST", f"{Q}/release", {"consumer": "w"}, Idempotency_Key="k" * 201)
+    assert taken_back.problem == (400, "invalid", "Idempotency-Key")
