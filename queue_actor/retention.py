@@ -8,6 +8,7 @@ counted.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from math import inf
 
 import msgspec
@@ -65,8 +66,8 @@ class Retention:
         recent = self._ledger.recent
         assert recent is not None  # noqa: S101 - for the type checker: there is a store
         count = max(0, min(limit, len(recent) - self._settings.recent_jobs))
-        for _ in range(count):
-            name, id_ = next(iter(recent))
+        # All at once: what a dictionary has lost at its front is passed over anew by each that asks for the first.
+        for name, id_ in list(islice(recent, count)):
             queue = self._ledger.queues[name]
             self._ledger.leave_to_store(queue, queue.jobs[id_])
         return count

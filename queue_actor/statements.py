@@ -6,13 +6,14 @@ have it back, which beside a busy event loop costs more than the step itself.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
 
 from queue_actor.changes import AnswerRecord, Changes, QueueRecord
 from queue_actor.jobs import Change, Job
-from queue_actor.rows import ANSWER_COLUMNS, JOB_COLUMNS, QUEUE_COLUMNS, Row, answer_row, job_row, queue_row
+from queue_actor.rows import ANSWER_COLUMNS, JOB_COLUMNS, QUEUE_COLUMNS, answer_row, job_row, queue_row
 
 Statement = tuple[str, Sequence[Any]]
 """A statement and its parameters."""
@@ -42,21 +43,24 @@ def _jobs(changes: Changes) -> tuple[list[Statement], int]:
     """Write the last version of each job; its payload only if that is new, for it hardly ever changes."""
     last, paid, large = _last_versions(changes.jobs, changes.pruned)
     gone: list[JobKey] = []
-    bare: list[Row] = []
-    inline: list[Row] = []
-    large_payloads: list[Row] = []
+    bare: list[Any] = []  # the values of all rows, one row after the other
+    inline: list[Any] = []
+    large_payloads: list[Any] = []
+    log_bytes = JOB_ROW_BYTES * len(last)
     for key, job in last.items():
         if job is None:
             gone.append(key)
         elif key not in paid:
-            bare.append(job_row(job))
+            bare += job_row(job)
         else:
             # A large payload has a row of its own, which later versions leave alone.
             text = None if job.payload is None else job.payload.decode()
             if text is not None and len(text) > INLINE_CHARACTERS_MAX:
-                large_payloads.append((*key, text))
+                large_payloads += (*key, text)
+                log_bytes += len(text)
                 text = None
-            inline.append((*job_row(job), text))
+            inline += job_row(job)
+            inline.append(text)
     statements = [
         *_delete("jobs", gone),
         *_delete("large_payloads", list(large)),
@@ -64,7 +68,7 @@ def _jobs(changes: Changes) -> tuple[list[Statement], int]:
         *_upsert("jobs", (*JOB_COLUMNS, "payload"), inline, keys=2),
         *_upsert("large_payloads", ("queue", "id", "payload"), large_payloads, keys=2),
     ]
-    return statements, JOB_ROW_BYTES * len(last) + sum(len(text) for _, _, text in large_payloads)
+    return statements, log_bytes
 
 
 def _last_versions(
@@ -90,11 +94,11 @@ def _last_versions(
 
 def _queues(changes: Changes) -> Iterator[Statement]:
     there = [queue_row(queue, changes.revision) for queue in changes.queues.values() if queue is not None]
-    yield from _upsert("queues", QUEUE_COLUMNS, there, keys=1)
+    yield from _upsert("queues", QUEUE_COLUMNS, list(chain.from_iterable(there)), keys=1)
     yield from _gone_queues(changes.queues)
     if changes.floors is not None:
         floors = {"id_floor": changes.floors.id, "fence_floor": changes.floors.fence, "revision": changes.revision}
-        yield from _upsert("meta", ("name", "value"), list(floors.items()), keys=1)
+        yield from _upsert("meta", ("name", "value"), list(chain.from_iterable(floors.items())), keys=1)
 
 
 def _gone_queues(queues: Mapping[str, QueueRecord | None]) -> Iterator[Statement]:
@@ -105,20 +109,22 @@ def _gone_queues(queues: Mapping[str, QueueRecord | None]) -> Iterator[Statement
 
 def _answers(answers: Sequence[AnswerRecord]) -> Iterator[Statement]:
     remembered = [answer_row(record) for record in answers if record.answer is not None]
-    yield from _upsert("answers", ANSWER_COLUMNS, remembered, keys=3)
+    yield from _upsert("answers", ANSWER_COLUMNS, list(chain.from_iterable(remembered)), keys=3)
     for record in answers:
         if record.answer is None:
             key = (record.kind, record.scope, record.key)
             yield "DELETE FROM answers WHERE kind = ? AND scope = ? AND key = ?", key
 
 
-def _upsert(table: str, columns: Sequence[str], rows: Sequence[Row], *, keys: int) -> Iterator[Statement]:
-    start = 0
-    while start < len(rows):
-        count = next(length for length in ROWS_A_STATEMENT if length <= len(rows) - start)
-        values = [value for row in rows[start : start + count] for value in row]
-        yield upsert_statement(table, tuple(columns), count, keys), values
-        start += count
+def _upsert(table: str, columns: tuple[str, ...], values: list[Any], *, keys: int) -> Iterator[Statement]:
+    """Write rows whose values follow one another."""
+    width = len(columns)
+    start, rows = 0, len(values) // width
+    while rows:
+        count = next(length for length in ROWS_A_STATEMENT if length <= rows)
+        yield upsert_statement(table, columns, count, keys), values[start : start + count * width]
+        start += count * width
+        rows -= count
 
 
 def _delete(table: str, keys: Sequence[JobKey]) -> Iterator[Statement]:
