@@ -15,9 +15,11 @@ from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
 from queue_actor.settings import Settings
+from queue_actor.slow import SlowBatches
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
 from queue_actor.sweeper import Sweeper
+from queue_actor.transition_lines import tell_transitions
 from queue_actor.waiters import PARKABLE, Waiters
 
 BATCH_JOBS_MAX = 2_000
@@ -38,6 +40,7 @@ class ActorEngine:
         self._clock = clock
         self._sweeper = sweeper
         self._waiters = Waiters(settings.waiters_max)
+        self._slow = SlowBatches(settings)
         self._draining = False
         self._closed = False
         # One slot more than clients may use: a full inbox must not starve the sweeper.
@@ -114,18 +117,23 @@ class ActorEngine:
             async for first in self._arrivals:
                 self._taken.append(first)  # from here on it is answered, whatever happens
                 now = self._clock()
+                began = trio.current_time()
                 self._machine.disk_room_bytes = self._store.room_bytes
                 self._carry_out(first, now)
                 if self._waiters:
                     self._answers += self._waiters.serve(self._machine, self._machine.take_readied(), now)
                 changes = self._machine.take_changes()
                 self._answers += self._waiters.tell(changes.jobs)
+                applied = trio.current_time()
                 await self._store.commit(changes)
+                committed = trio.current_time()
                 for request, reply in self._answers:
                     if isinstance(reply, QueueError):
                         request.refuse(reply)
                     else:
                         request.answer(reply)
+                tell_transitions(changes.jobs)
+                self._slow.note(len(self._taken), len(changes.jobs), began, applied, committed)
                 self._taken.clear()
                 self._answers.clear()
                 self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now

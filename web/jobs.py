@@ -69,6 +69,9 @@ RIDDEN = frozenset({"conclude", "fail", "release"})
 NOT_STORED = {"Cache-Control": "no-store"}
 """Of answers that may hold tokens."""
 
+IDS_LOGGED = 10
+"""Jobs of a request that its line in the log names."""
+
 _encode = msgspec.json.encode
 
 
@@ -196,7 +199,8 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         caller_of(request).admit_jobs(len(new))
         key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         enqueued = await engine.execute(Enqueue(name, new, key))
-        facts = {"queue": name, "jobs": len(enqueued.jobs)}
+        ids = [job.id for job in enqueued.jobs[:IDS_LOGGED] if not isinstance(job, QueueError)]
+        facts = {"queue": name, "jobs": len(enqueued.jobs), "ids": ids}
         return reply(
             _encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": engine.durability}, facts=facts
         )
@@ -283,7 +287,8 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
         results = await holders.carry_out(claims, make)
         dequeued = await holders.dequeue_next(ride)
         view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
-        facts = {"queue": name, "jobs": len(claims), "errors": view.errors}
+        ids = [claim.id for claim in claims[:IDS_LOGGED]]
+        facts = {"queue": name, "jobs": len(claims), "ids": ids, "errors": view.errors}
         return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
 
     return handler
@@ -313,6 +318,6 @@ def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
         "queue": command.queue,
         "consumer": command.consumer,
         "jobs": len(dequeued.leases),
-        "ids": [lease.job.id for lease in dequeued.leases[:10]],
+        "ids": [lease.job.id for lease in dequeued.leases[:IDS_LOGGED]],
     }
     return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts)

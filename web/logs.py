@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from queue_actor.settings import Settings
+from queue_actor.transition_lines import TRANSITION
 
 TEXT_CHARACTERS_MAX = 500
 """Longer texts are cut in a log line, but for a traceback."""
@@ -62,6 +63,7 @@ def set_up_logging(settings: Settings) -> None:
     """Send all log records of the process to standard error, in the chosen shape."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
+    level = TRANSITION if settings.log_level == "transitions" else settings.log_level.upper()
+    logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.captureWarnings(capture=True)
     logging.getLogger("hypercorn.error").setLevel(logging.WARNING)  # the ready line is this server's own

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from quart.wrappers import Response
+from quart.wrappers.response import DataBody
 
 JSON = "application/json"
 
@@ -15,6 +16,12 @@ class Reply(Response):
     """An answer, and what the request's log line shall tell about it."""
 
     facts: Facts = MappingProxyType({})
+    body_bytes: int | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is made while it is sent. Its facts may then change until it has been."""
+        return not isinstance(self.response, DataBody)
 
 
 def reply(
@@ -27,6 +34,7 @@ def reply(
 ) -> Reply:
     """An answer with a whole body."""
     response = Reply(body, status=status, headers=headers, content_type=content_type)
+    response.body_bytes = len(body)
     if facts is not None:
         response.facts = facts
     return response

@@ -6,6 +6,7 @@ of lines is one command and one commit, and is answered by one line while the ne
 
 from collections.abc import AsyncIterator
 from math import inf
+from typing import Any
 
 import msgspec
 import trio
@@ -60,7 +61,7 @@ def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStr
         chunks.answers(body), headers={"Queue-Durability": engine.durability}, content_type="application/x-ndjson"
     )
     answer.timeout = None
-    answer.facts = {"queue": queue}
+    answer.facts = chunks.facts
     return answer
 
 
@@ -78,6 +79,8 @@ class Chunks:
         self._errors: list[LineError] = []
         self._bytes = 0  # of the lines that were read and not yet answered
         self._due = inf  # when they are to be answered at the latest
+        # What the line of the request tells when the stream has ended.
+        self.facts: dict[str, Any] = {"queue": queue, "lines": 0, "jobs": 0, "existing": 0, "errors": 0}
 
     async def answers(self, body: BodyStream) -> AsyncIterator[bytes]:
         """One line of JSON for each chunk; after one with an `error` there is no other."""
@@ -169,4 +172,10 @@ class Chunks:
     ) -> bytes:
         errors, self._errors = self._errors, []
         self._bytes, self._due = 0, inf
+        self.facts["lines"] = self._lines
+        self.facts["jobs"] += count
+        self.facts["existing"] += existing
+        self.facts["errors"] += len(errors)
+        if error is not None:
+            self.facts["code"] = error.code
         return _encode(ChunkView(self._lines, count, first_id, existing, errors, error)) + b"\n"

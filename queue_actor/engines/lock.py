@@ -13,9 +13,11 @@ from queue_actor.engine import Clock, EngineStatistics, Request
 from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
 from queue_actor.jobs import Now
 from queue_actor.settings import Settings
+from queue_actor.slow import SlowBatches
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
 from queue_actor.sweeper import Sweeper
+from queue_actor.transition_lines import tell_transitions
 from queue_actor.waiters import Waiters
 
 
@@ -33,6 +35,7 @@ class LockEngine:
         self._clock = clock
         self._sweeper = sweeper
         self._waiters = Waiters(settings.waiters_max)
+        self._slow = SlowBatches(settings)
         self._draining = False
         self._closed = trio.Event()
         self._failure: BaseException | None = None
@@ -67,13 +70,16 @@ class LockEngine:
         served: list[tuple[Request[Any], Any]] = []
         try:
             now = self._clock()
+            began = trio.current_time()
             machine.disk_room_bytes = self._store.room_bytes
             reply = self._apply(request, now)
             if waiters:
                 served += waiters.serve(machine, machine.take_readied(), now)
             changes = machine.take_changes()
             served += waiters.tell(changes.jobs)
+            applied = trio.current_time()
             await self._store.commit(changes)
+            committed = trio.current_time()
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
             self._failure = bug
@@ -86,6 +92,8 @@ class LockEngine:
                 parked.refuse(its_reply)
             else:
                 parked.answer(its_reply)
+        tell_transitions(changes.jobs)
+        self._slow.note(1, len(changes.jobs), began, applied, committed)
         self._sweeper.notice(machine.next_due_seconds(self._clock()))  # it counts from now
         return reply
 
