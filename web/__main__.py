@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from web.logs import set_up_logging
 from web.rereading import watched
 from web.serving import installed, make_config
 from web.tls import Certificate
+from web.watchdog import Supervisor, watchdog
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG
@@ -46,6 +47,7 @@ class Parts(NamedTuple):
     data: Data | None = None
     access: Access | None = None
     certificate: Certificate | None = None
+    supervisor: Supervisor = Supervisor()
 
 
 A_CRASH_LOSES = {
@@ -61,7 +63,11 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
     with installed(settings) as connections:
         connections.certificate = certificate
         files = [file for file in (access, certificate) if file is not None]
-        async with open_engine(settings, data=parts.data) as engine, watched(files):
+        async with (
+            open_engine(settings, data=parts.data) as engine,
+            watched(files),
+            watchdog(settings.stall_seconds, parts.supervisor),
+        ):
             if access is not None:
                 access.tell()
             app = App(engine, settings, access)
@@ -70,9 +76,11 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
             address = address_of(listener, "https" if certificate else "http")
             config.bind = [f"fd://{listener.detach()}"]
             async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
-                end = partial(_end, app, engine, telling.cancel_scope)
+                end = partial(_end, app, engine, telling.cancel_scope, parts.supervisor)
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
-                telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
+                telling.start_soon(
+                    _tell_ready, engine, parts.supervisor, {"address": address, "engine": settings.engine}
+                )
     logger.info("ended", extra={"facts": {"address": address}})
 
 
@@ -83,7 +91,7 @@ def _open_access(settings: Settings) -> Access | None:
         raise SettingError(f"{PREFIX}TOKENS: {error}") from error
 
 
-async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
+async def _tell_ready(engine: Engine, supervisor: Supervisor, facts: dict[str, str]) -> None:
     if not engine.ready.is_set():
         logger.info("starting", extra={"facts": facts})
     async with trio.open_nursery() as nursery:
@@ -91,16 +99,18 @@ async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
         await engine.ready.wait()
         durable = {"durability": engine.durability, "a_crash_loses": A_CRASH_LOSES[engine.durability]}
         logger.info("ready", extra={"facts": {**facts, **durable}})
+        supervisor.tell("READY=1")
         nursery.cancel_scope.cancel()
 
 
-async def _end(app: App, engine: Engine, telling: trio.CancelScope) -> None:
+async def _end(app: App, engine: Engine, telling: trio.CancelScope, supervisor: Supervisor) -> None:
     """Return when the server is to end, after those who wait for a job have been sent home."""
     # Outside of the block a second signal does what it does to any program: end it at once.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, signals, nursery.cancel_scope)
             nursery.start_soon(_until_failure, engine, nursery.cancel_scope)
+    supervisor.tell("STOPPING=1")
     telling.cancel()  # it may end before it is ready
     app.draining = True
     engine.drain()
@@ -138,12 +148,15 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         set_up_logging(settings)
         access = _open_access(settings)
         certificate = Certificate(settings) if settings.tls_cert else None
-        with open_directory(settings) if settings.data else nullcontext() as data:
+        with (
+            closing(Supervisor.of(environment)) as supervisor,
+            open_directory(settings) if settings.data else nullcontext() as data,
+        ):
             listener = listen(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
-            return _run(settings, listener, Parts(data, access, certificate))
+            return _run(settings, listener, Parts(data, access, certificate, supervisor))
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION
