@@ -27,6 +27,7 @@ from web.logs import set_up_logging
 from web.rereading import watched
 from web.serving import installed, make_config
 from web.tls import Certificate
+from web.tracing import Tracing, open_tracing
 from web.watchdog import Supervisor, watchdog
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
@@ -48,6 +49,7 @@ class Parts(NamedTuple):
     access: Access | None = None
     certificate: Certificate | None = None
     supervisor: Supervisor = Supervisor()
+    tracing: Tracing | None = None
 
 
 A_CRASH_LOSES = {
@@ -71,6 +73,7 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
             if access is not None:
                 access.tell()
             app = App(engine, settings, access)
+            app.tracing = parts.tracing
             connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener, "https" if certificate else "http")
@@ -150,13 +153,14 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         certificate = Certificate(settings) if settings.tls_cert else None
         with (
             closing(Supervisor.of(environment)) as supervisor,
+            open_tracing(settings) as tracing,
             open_directory(settings) if settings.data else nullcontext() as data,
         ):
             listener = listen(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
-            return _run(settings, listener, Parts(data, access, certificate, supervisor))
+            return _run(settings, listener, Parts(data, access, certificate, supervisor, tracing))
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION

@@ -33,6 +33,7 @@ from web.queues import queue_routes
 from web.replies import Facts, Reply, reply
 from web.simple import simple_routes
 from web.traceparent import traceparent_of
+from web.tracing import Tracing
 
 logger = logging.getLogger("web")
 
@@ -51,6 +52,7 @@ class App(QuartTrio):
     """Quart-Trio with this server's path of a request in place of Quart's."""
 
     asgi_http_class = Exchange
+    tracing: Tracing | None = None
 
     def __init__(self, engine: Engine, settings: Settings, access: Access | None = None) -> None:
         """Put the routes together; without `access` the server is open."""
@@ -97,7 +99,8 @@ class App(QuartTrio):
         identity = self.identify(request.headers.get("X-Request-Id", ""))
         request_id = identity["X-Request-Id"]
         try:
-            response = await self._handle(request)
+            tracing = self.tracing
+            response = await (self._handle(request) if tracing is None else tracing.around(self._handle, request))
         except Problem as problem:
             response = _answer(problem)
         except QueueError as refusal:

@@ -1,6 +1,6 @@
 """How handlers answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ class Reply(Response):
 
     facts: Facts = MappingProxyType({})
     body_bytes: int | None = None
+    jobs: Sequence[Any] = ()  # that it is about, in whichever of their forms, and refusals among them
 
     @property
     def lasts(self) -> bool:
@@ -31,10 +32,12 @@ def reply(
     headers: dict[str, str] | None = None,
     content_type: str = JSON,
     facts: Facts | None = None,
+    jobs: Sequence[Any] = (),
 ) -> Reply:
     """An answer with a whole body."""
     response = Reply(body, status=status, headers=headers, content_type=content_type)
     response.body_bytes = len(body)
+    response.jobs = jobs
     if facts is not None:
         response.facts = facts
     return response
