@@ -146,7 +146,7 @@ class Server:
         return self._wait_listening("starting")
 
     def _wait_listening(self, event: str) -> dict[str, Any]:
-        wanted = f'"event": "{event}"'.encode()
+        wanted = f'"event":"{event}"'.encode()
         facts: dict[str, Any] = json.loads(self.wait_for_line(lambda line: wanted in line, seconds=START_SECONDS))
         where = urlsplit(facts["address"])
         assert where.hostname is not None
