@@ -17,9 +17,11 @@ from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 from queue_actor.meters import EngineMeters
 from queue_actor.settings import Settings
+from queue_actor.slow import SlowBatches
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
 from queue_actor.sweeper import Sweeper
+from queue_actor.transition_lines import tell_transitions
 from queue_actor.waiters import PARKABLE, Waiters
 
 BATCH_JOBS_MAX = 2_000
@@ -41,6 +43,7 @@ class ActorEngine:
         self._sweeper = sweeper
         self._waiters = Waiters(settings.waiters_max)
         self._meters = EngineMeters()
+        self._slow = SlowBatches(settings)
         self._draining = False
         self._closed = False
         slots = settings.inbox_requests_max + INBOX_SLOTS_SPARE
@@ -138,6 +141,8 @@ class ActorEngine:
                         request.refuse(reply)
                     else:
                         request.answer(reply)
+                tell_transitions(changes.jobs)
+                self._slow.note(len(self._taken), len(changes.jobs), began, applied, committed)
                 self._taken.clear()
                 self._answers.clear()
                 self._sweeper.notice(self._machine.next_due_seconds(self._clock()))  # it counts from now

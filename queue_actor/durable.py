@@ -49,6 +49,7 @@ from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
 from queue_actor.sqlite import SqliteStore
 from queue_actor.state_machine import BULK_JOBS_MAX, StateMachine
+from queue_actor.transition_lines import tell_transitions
 
 READS_MAX = 5
 """How often a row is read again because its job may have changed meanwhile, before the job counts as forgotten."""
@@ -109,7 +110,9 @@ class DurableEngine:
         if not await self._store.recover(restore):
             return
         machine.start_leases(self._clock())
-        await self._store.commit(machine.take_changes())  # so that readers are told when they end
+        changes = machine.take_changes()
+        await self._store.commit(changes)  # so that readers are told when they end
+        tell_transitions(changes.jobs)
         if self._closed:
             return
         engine = self._engine = self._make(machine)

@@ -196,6 +196,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     revision: int
     before: Job | None  # None: the job is new
     after: Job | None  # None: the job is forgotten
+    verb: str = ""  # of `TRANSITIONS`, or `enqueue` or `forget`
 
 
 class Now(msgspec.Struct, frozen=True, gc=False):

@@ -168,7 +168,7 @@ class Ledger:
             queue.counts[to] += 1
             self.counts[before] -= 1
             self.counts[to] += 1
-        self._changes.append(Change(moved.revision, job, moved))
+        self._changes.append(Change(moved.revision, job, moved, verb))
         return moved
 
     def create(self, queue: Queue, new: NewJob, now: Now, *, not_before: float | None, expires_at: float | None) -> Job:
@@ -197,7 +197,7 @@ class Ledger:
         self.counts[state] += 1
         if job.payload is not None:
             self.kept_bytes += len(job.payload)
-        self._changes.append(Change(self._revision, None, job))
+        self._changes.append(Change(self._revision, None, job, "enqueue"))
         if not_before is None:
             self._append(queue, job)
         else:
@@ -411,7 +411,7 @@ class Ledger:
         self.kept_bytes -= kept_bytes_of(job)
         self._revision += 1
         queue.departures = self._revision
-        self._changes.append(Change(self._revision, job, None))
+        self._changes.append(Change(self._revision, job, None, "forget"))
         return job
 
     def leave_to_store(self, queue: Queue, job: Job) -> None:

@@ -75,9 +75,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "actor"
     log: Annotated[Literal["json", "text"], Meta(description="the shape of log lines on standard error")] = "json"
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        Meta(description="the least level that is logged; requests are logged at info"),
+        Literal["debug", "transitions", "info", "warning", "error"],
+        Meta(description="the least level that is logged; requests are logged at info, what becomes of jobs below"),
     ] = "info"
+    slow_request_seconds: Annotated[
+        float, Meta(ge=0.001, le=3_600, description="time above which a request is warned about, but for its waiting")
+    ] = 1.0
+    slow_batch_seconds: Annotated[
+        float, Meta(ge=0.001, le=3_600, description="time above which the applying of a batch is warned about")
+    ] = 0.1
+    slow_commit_seconds: Annotated[
+        float, Meta(ge=0.001, le=3_600, description="time above which a commit is warned about")
+    ] = 1.0
+    stall_seconds: Annotated[
+        float, Meta(ge=0, le=3_600, description="time after which a server that stands still logs where; 0: never")
+    ] = 5.0
+    trace: Annotated[
+        Literal["off", "otlp"],
+        Meta(
+            description="where spans are sent to: nowhere, or by OTLP as the OTEL_ variables say (needs the extra otel)"
+        ),
+    ] = "off"
 
     lease_seconds: Annotated[float, Meta(ge=0.1, le=43_200, description="length of a lease that names none")] = 300.0
     lease_seconds_max: Annotated[float, Meta(ge=0.1, le=43_200, description="longest lease that may be asked for")] = (

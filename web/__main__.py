@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,8 @@ from web.metrics import Metrics
 from web.rereading import watched
 from web.serving import installed, make_config
 from web.tls import Certificate
+from web.tracing import Tracing, open_tracing
+from web.watchdog import Supervisor, watchdog
 
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits(3)
 EXIT_CONFIGURATION = 78  # EX_CONFIG
@@ -47,6 +49,8 @@ class Parts(NamedTuple):
     data: Data | None = None
     access: Access | None = None
     certificate: Certificate | None = None
+    supervisor: Supervisor = Supervisor()
+    tracing: Tracing | None = None
 
 
 A_CRASH_LOSES = {
@@ -62,19 +66,26 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
     with installed(settings) as connections:
         connections.certificate = certificate
         files = [file for file in (access, certificate) if file is not None]
-        async with open_engine(settings, data=parts.data) as engine, watched(files):
+        async with (
+            open_engine(settings, data=parts.data) as engine,
+            watched(files),
+            watchdog(settings.stall_seconds, parts.supervisor),
+        ):
             if access is not None:
                 access.tell()
             app = App(engine, settings, access, Metrics(engine, settings, connections))
+            app.tracing = parts.tracing
             connections.identify = app.identify
             config = make_config(settings)
             address = address_of(listener, "https" if certificate else "http")
             config.bind = [f"fd://{listener.detach()}"]
             async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
-                end = partial(_end, app, engine, telling.cancel_scope)
+                end = partial(_end, app, engine, telling.cancel_scope, parts.supervisor)
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
                 telling.start_soon(app.metrics.watch_loop)
-                telling.start_soon(_tell_ready, engine, {"address": address, "engine": settings.engine})
+                telling.start_soon(
+                    _tell_ready, engine, parts.supervisor, {"address": address, "engine": settings.engine}
+                )
     logger.info("ended", extra={"facts": {"address": address}})
 
 
@@ -85,7 +96,7 @@ def _open_access(settings: Settings) -> Access | None:
         raise SettingError(f"{PREFIX}TOKENS: {error}") from error
 
 
-async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
+async def _tell_ready(engine: Engine, supervisor: Supervisor, facts: dict[str, str]) -> None:
     if not engine.ready.is_set():
         logger.info("starting", extra={"facts": facts})
     async with trio.open_nursery() as nursery:
@@ -93,16 +104,18 @@ async def _tell_ready(engine: Engine, facts: dict[str, str]) -> None:
         await engine.ready.wait()
         durable = {"durability": engine.durability, "a_crash_loses": A_CRASH_LOSES[engine.durability]}
         logger.info("ready", extra={"facts": {**facts, **durable}})
+        supervisor.tell("READY=1")
         nursery.cancel_scope.cancel()
 
 
-async def _end(app: App, engine: Engine, telling: trio.CancelScope) -> None:
+async def _end(app: App, engine: Engine, telling: trio.CancelScope, supervisor: Supervisor) -> None:
     """Return when the server is to end, after those who wait for a job have been sent home."""
     # Outside of the block a second signal does what it does to any program: end it at once.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, signals, nursery.cancel_scope)
             nursery.start_soon(_until_failure, engine, nursery.cancel_scope)
+    supervisor.tell("STOPPING=1")
     telling.cancel()  # it may end before it is ready
     app.draining = True
     engine.drain()
@@ -140,12 +153,16 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         set_up_logging(settings)
         access = _open_access(settings)
         certificate = Certificate(settings) if settings.tls_cert else None
-        with open_directory(settings) if settings.data else nullcontext() as data:
+        with (
+            closing(Supervisor.of(environment)) as supervisor,
+            open_tracing(settings) as tracing,
+            open_directory(settings) if settings.data else nullcontext() as data,
+        ):
             listener = listen(settings)
             _raise_file_limit(settings)
             if data is not None:
                 sys.setswitchinterval(SWITCH_SECONDS)
-            return _run(settings, listener, Parts(data, access, certificate))
+            return _run(settings, listener, Parts(data, access, certificate, supervisor, tracing))
     except SettingError as error:
         print(f"queue-actor: {error}", file=sys.stderr)  # noqa: T201 - for whoever starts it, whatever the log
         return EXIT_CONFIGURATION

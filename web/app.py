@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from functools import partial
 from http import HTTPStatus
 from itertools import count
 from typing import Any, NoReturn
@@ -19,12 +20,13 @@ from werkzeug.routing import MapAdapter
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
+from queue_actor.slow import Throttle
 from web.auth import Access, admit
 from web.binding import is_loopback
 from web.callers import caller_of
 from web.connections import Connections
 from web.docs import docs_routes
-from web.exchanges import Exchange
+from web.exchanges import Exchange, close_after_answer, waited_seconds, was_sent
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
 from web.metrics import Metrics
@@ -33,6 +35,8 @@ from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
 from web.replies import Facts, Reply, reply
 from web.simple import simple_routes
+from web.traceparent import traceparent_of
+from web.tracing import Tracing
 
 logger = logging.getLogger("web")
 
@@ -51,6 +55,7 @@ class App(QuartTrio):
     """Quart-Trio with this server's path of a request in place of Quart's."""
 
     asgi_http_class = Exchange
+    tracing: Tracing | None = None
 
     def __init__(
         self, engine: Engine, settings: Settings, access: Access | None = None, metrics: Metrics | None = None
@@ -64,6 +69,7 @@ class App(QuartTrio):
         self.instance = engine.instance
         self._life = secrets.token_hex(8)  # in the names of requests that bring none
         self._request_numbers = count(1)
+        self._slow_requests = Throttle()
         # A path means what it says: no redirects, no methods beyond those of the routes.
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
@@ -100,7 +106,8 @@ class App(QuartTrio):
         identity = self.identify(request.headers.get("X-Request-Id", ""))
         request_id = identity["X-Request-Id"]
         try:
-            response = await self._handle(request)
+            tracing = self.tracing
+            response = await (self._handle(request) if tracing is None else tracing.around(self._handle, request))
         except Problem as problem:
             response = _answer(problem)
         except QueueError as refusal:
@@ -114,13 +121,16 @@ class App(QuartTrio):
             response = _answer(Problem("internal", "the server failed to answer this request; its log says why"))
         except BaseException:
             # The client has left while it waited, or the server ends: nobody is answered, and the line tells that.
-            self._log(request, request_id, started, status=None, facts={"code": "unanswered"})
+            self._log(request, request_id, started, facts={"code": "unanswered", **self._while_draining()})
             raise
         response.headers.update(identity)
         response.headers.update(caller_of(request).rate_fields())
         if self.draining:
             response.headers["Connection"] = "close"
-        self._log(request, request_id, started, status=response.status_code, facts=response.facts)
+        if response.lasts:
+            close_after_answer(request, partial(self._log_lasting, request, request_id, started, response))
+        else:
+            self._log(request, request_id, started, response, facts=response.facts)
         return response
 
     async def handle_exception(self, error: Exception) -> NoReturn:
@@ -148,21 +158,42 @@ class App(QuartTrio):
             request_id = f"{self._life}-{next(self._request_numbers)}"
         return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
 
-    def _log(self, request: Request, request_id: str, started: float, *, status: int | None, facts: Facts) -> None:
-        """Count a request, and write its one line."""
-        self.metrics.requests.note(request, status, started, facts.get("code"))
-        if logger.isEnabledFor(logging.INFO):
-            line = {
-                "request_id": request_id,
-                "client": request.remote_addr,
-                **({} if self.access is None else {"who": caller_of(request).name}),
-                "method": request.method,
-                "path": _target(request),
-                "status": status,
-                "milliseconds": round((time.perf_counter() - started) * 1000, 2),
-                **facts,
-            }
-            logger.info("request", extra={"facts": line})
+    def _while_draining(self) -> Facts:
+        return {"draining": True} if self.draining else {}
+
+    async def _log_lasting(self, request: Request, request_id: str, started: float, response: Reply) -> None:
+        """Write the line of a request whose answer is made while it is sent: when it has been, or cannot be."""
+        cut = {} if was_sent(request) else {"code": "cut", **self._while_draining()}
+        self._log(request, request_id, started, response, facts={**response.facts, **cut})
+
+    def _log(
+        self, request: Request, request_id: str, started: float, response: Reply | None = None, *, facts: Facts
+    ) -> None:
+        """Count a request, and write its one line, and another one if it was slow."""
+        seconds, waited = time.perf_counter() - started, waited_seconds(request)
+        lasted = response is not None and response.lasts
+        status = None if response is None else response.status_code
+        self.metrics.requests.note(request, status, None if lasted else seconds, facts.get("code"))
+        slow = seconds - waited > self.settings.slow_request_seconds and not lasted
+        if not slow and not logger.isEnabledFor(logging.INFO):
+            return
+        traceparent = traceparent_of(request.scope["headers"])
+        line = {
+            "request_id": request_id,
+            **({} if traceparent is None else {"trace_id": traceparent.trace_id}),
+            "client": request.remote_addr,
+            **({} if self.access is None else {"who": caller_of(request).name}),
+            "method": request.method,
+            "path": _target(request),
+            "status": status,
+            "milliseconds": round(seconds * 1000, 2),
+            **({"waited_milliseconds": round(waited * 1000, 2)} if waited and not lasted else {}),
+            **({} if response is None or response.body_bytes is None else {"bytes": response.body_bytes}),
+            **facts,
+        }
+        logger.info("request", extra={"facts": line})
+        if slow and (held_back := self._slow_requests.held_back(started + seconds)) is not None:
+            logger.warning("slow_request", extra={"facts": {**line, "held_back": held_back}})
 
 
 def _answer(problem: Problem) -> Reply:

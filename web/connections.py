@@ -51,6 +51,8 @@ HANDSHAKE_SECONDS = 3.0
 # For a body, and one more for each BODY_BYTES_PER_SECOND of it that have come: large is no offence, slow is.
 BODY_SECONDS = 10.0
 BODY_BYTES_PER_SECOND = 10_000
+# For a stream that is under way when a drain begins: less than Hypercorn waits, so that its client is told the reason.
+DRAINED_STREAM_SECONDS = 2.0
 # For each SEND_BYTES of an answer: a client that reads slowly is served, one that reads nothing is dropped.
 SEND_SECONDS = 3.0
 SEND_BYTES = 64 * KIB
@@ -158,8 +160,10 @@ class Connection:
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
     # The latest wait that `finish` may cut short; if it is over, that has no effect.
     wait: trio.CancelScope = field(default_factory=trio.CancelScope)
+    stream_wait: trio.CancelScope = field(default_factory=trio.CancelScope)  # the latest for a piece of a stream
     # The answer under way, or the next, is the last.
     finishing: bool = False
+    stream_until: float = inf  # the moment at which a drain cuts a stream
     gone: bool = False
     served: bool = False
 
@@ -200,6 +204,8 @@ class Connection:
         The deadline passes only after the kernel has been asked once more: a request that is there already is served.
         """
         self.finishing = True
+        self.stream_until = trio.current_time() + DRAINED_STREAM_SECONDS
+        self.stream_wait.deadline = min(self.stream_wait.deadline, self.stream_until)
         self.wait.deadline = trio.current_time()
 
     async def _serve(self) -> None:
@@ -353,9 +359,11 @@ class Connection:
                 return {"type": "http.request", "body": b"", "more_body": False}
             if self.http.they_are_waiting_for_100_continue:
                 await self._write(self.http.send(_CONTINUE))
-            with trio.move_on_after(BODY_SECONDS) as wait:
+            with trio.move_on_at(min(trio.current_time() + BODY_SECONDS, self.stream_until)) as self.stream_wait:
                 await self._feed()
-            if wait.cancelled_caught:
+            if self.stream_wait.cancelled_caught and trio.current_time() >= self.stream_until:
+                raise Problem("draining", "The server is about to end, before the stream did.")
+            if self.stream_wait.cancelled_caught:
                 raise Problem("request_timeout", "The body came too slowly.")
         return {"type": "http.request", "body": bytes(event.data), "more_body": True}
 
@@ -478,4 +486,5 @@ class Connection:
     def _log(self, error: Exception) -> None:
         errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
         names = ", ".join(type(each).__name__ for each in errors)
-        logger.error("connection of %s failed: %s", self.client, names, exc_info=error)
+        facts = {"client": self.client and self.client[0], "errors": names}
+        logger.error("connection_failed", exc_info=error, extra={"facts": facts})

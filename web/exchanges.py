@@ -7,6 +7,8 @@ idle timer. Here the body is read before the handler runs, and only a handler th
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -38,6 +40,7 @@ class Exchange(TrioASGIHTTPConnection):
         if is_stream(self.scope):
             self.scope["extensions"].setdefault(EXTENSION, {})["receive"] = receive
             await self._send_response(send, await self.app.handle_request(request))
+            _extension(request)["sent"] = True
             return
         more = True
         while more:
@@ -51,6 +54,7 @@ class Exchange(TrioASGIHTTPConnection):
         if isinstance(response, Response) and not isinstance(response.response, DataBody):
             async with cancelled_by_disconnect(request):
                 await self._send_response(send, response)
+            _extension(request)["sent"] = True
         else:
             await self._send_response(send, response)
 
@@ -78,13 +82,28 @@ class BodyStream:
 
 
 def close_after_answer(request: Request, close: Callable[[], Awaitable[None]]) -> None:
-    """Have something closed when the answer to this request is sent, or cannot be; it sees to it that it ends."""
-    request.scope["extensions"].setdefault(EXTENSION, {}).setdefault("closings", []).append(close)
+    """Have something closed when the answer is sent, or cannot be, the last first; it sees to it that it ends."""
+    _extension(request).setdefault("closings", []).insert(0, close)
 
 
 def _closings(request: Request) -> list[Callable[[], Awaitable[None]]]:
     closings: list[Callable[[], Awaitable[None]]] = request.scope["extensions"].get(EXTENSION, {}).get("closings", [])
     return closings
+
+
+def _extension(request: Request) -> dict[str, Any]:
+    return request.scope["extensions"].setdefault(EXTENSION, {})
+
+
+def was_sent(request: Request) -> bool:
+    """Of an answer that is made while it is sent: whether all of it has been."""
+    return "sent" in _extension(request)
+
+
+def waited_seconds(request: Request) -> float:
+    """How long the handler has waited, in blocks of `cancelled_by_disconnect`."""
+    seconds: float = _extension(request).get("waited", 0.0)
+    return seconds
 
 
 @asynccontextmanager
@@ -94,7 +113,9 @@ async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
     A half-closed connection counts as closed, so a client that waits must keep its sending side open. One that sends
     16 KiB of further requests ahead is not listened to any more. Such blocks do not nest: one task listens at a time.
     """
-    cancel_when_gone = request.scope["extensions"].get(EXTENSION, {}).get("cancel_when_gone", trio.sleep_forever)
+    extension = _extension(request)
+    cancel_when_gone = extension.get("cancel_when_gone", trio.sleep_forever)
+    began = perf_counter()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_when_gone)
@@ -105,3 +126,5 @@ async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
             raise
         # The nursery is nobody's business: the block raises what it raised, not a group of one.
         raise group.exceptions[0] from None
+    finally:
+        extension["waited"] = extension.get("waited", 0.0) + perf_counter() - began

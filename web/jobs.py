@@ -50,6 +50,7 @@ from web.queues import bulk
 from web.replies import Reply, reply
 from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
 from web.streams import enqueue_stream
+from web.traceparent import traced
 from web.views import ResultsView, ResultView, dequeued_view, enqueued_view, error_view, leases_view, result_view
 
 VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
@@ -68,6 +69,9 @@ RIDDEN = frozenset({"conclude", "fail", "release"})
 
 NOT_STORED = {"Cache-Control": "no-store"}
 """Of answers that may hold tokens."""
+
+IDS_LOGGED = 10
+"""Jobs of a request that its line in the log names."""
 
 _encode = msgspec.json.encode
 
@@ -201,13 +205,17 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         if is_stream(request.scope):
             return enqueue_stream(engine, settings, name, BodyStream(request))
         data = await body_of_request()
-        new = decode(ENQUEUE, data).new_jobs(settings)
+        new = traced(decode(ENQUEUE, data).new_jobs(settings), request.scope["headers"])
         caller_of(request).admit_jobs(len(new))
         key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         enqueued = await engine.execute(Enqueue(name, new, key))
-        facts = {"queue": name, "jobs": len(enqueued.jobs)}
+        ids = [job.id for job in enqueued.jobs[:IDS_LOGGED] if not isinstance(job, QueueError)]
+        facts = {"queue": name, "jobs": len(enqueued.jobs), "ids": ids}
         return reply(
-            _encode(enqueued_view(enqueued.jobs)), headers={"Queue-Durability": engine.durability}, facts=facts
+            _encode(enqueued_view(enqueued.jobs)),
+            headers={"Queue-Durability": engine.durability},
+            facts=facts,
+            jobs=new,
         )
 
     @routes.post("/queues/<queue>/dequeue")
@@ -267,7 +275,7 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
             job = (await holders.engine.execute(make([claim]))).single()
         view = result_view(job, extended=verb == "extend", dequeued=await holders.dequeue_next(ride))
         facts = {"queue": name, "job": number, "state": job.state, "consumer": job.consumer}
-        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
+        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts, jobs=[job])
 
     return handler
 
@@ -293,8 +301,9 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
         results = await holders.carry_out(claims, make)
         dequeued = await holders.dequeue_next(ride)
         view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
-        facts = {"queue": name, "jobs": len(claims), "errors": view.errors}
-        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts)
+        ids = [claim.id for claim in claims[:IDS_LOGGED]]
+        facts = {"queue": name, "jobs": len(claims), "ids": ids, "errors": view.errors}
+        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts, jobs=results)
 
     return handler
 
@@ -323,6 +332,7 @@ def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
         "queue": command.queue,
         "consumer": command.consumer,
         "jobs": len(dequeued.leases),
-        "ids": [lease.job.id for lease in dequeued.leases[:10]],
+        "ids": [lease.job.id for lease in dequeued.leases[:IDS_LOGGED]],
     }
-    return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts)
+    jobs = [lease.job for lease in dequeued.leases]
+    return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts, jobs=jobs)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
-from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -58,8 +57,8 @@ class RequestMeters:
         self._refusals = dict.fromkeys(PROBLEMS, 0)
         self._templates: dict[str, str] = {}
 
-    def note(self, request: Request, status: int | None, started: float, code: str | None) -> None:
-        """Count a request that began at this moment of `perf_counter`; no status: nobody was there to be answered."""
+    def note(self, request: Request, status: int | None, seconds: float | None, code: str | None) -> None:
+        """Count a request that took so long (None: it lasted as its client liked); no status: nobody was answered."""
         # Without a route, method and path are whatever the client made up.
         method, route = "", ""
         if request.url_rule is not None:
@@ -68,10 +67,11 @@ class RequestMeters:
             route = self._templates.get(rule) or self._templates.setdefault(rule, template(rule))
         key = (method, route, "unanswered" if status is None else str(status))
         self._requests[key] = self._requests.get(key, 0) + 1
-        histogram = self._seconds.get((method, route))
-        if histogram is None:
-            histogram = self._seconds[method, route] = Histogram(JOB_SECONDS)
-        histogram.observe(perf_counter() - started)
+        if seconds is not None:
+            histogram = self._seconds.get((method, route))
+            if histogram is None:
+                histogram = self._seconds[method, route] = Histogram(JOB_SECONDS)
+            histogram.observe(seconds)
         if code in self._refusals:
             self._refusals[code] += 1
 

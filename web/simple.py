@@ -27,6 +27,7 @@ from web.schemas import (
     simple_job,
     wait_seconds,
 )
+from web.traceparent import traced
 from web.views import timestamp
 
 QUEUE = "default"
@@ -52,10 +53,16 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
         new = NewJob(body.type, new_payload(body.payload, settings, field="Payload"))
         caller = caller_of(request)
         caller.admit_jobs(1)
-        command = Enqueue(QUEUE, [new], idempotency_key(request.headers, data, "/jobs/enqueue", caller.name))
+        command = Enqueue(
+            QUEUE,
+            traced([new], request.scope["headers"]),
+            idempotency_key(request.headers, data, "/jobs/enqueue", caller.name),
+        )
         (job,) = (await engine.execute(command)).jobs
         assert isinstance(job, EnqueuedJob)  # noqa: S101 - for the type checker: only a unique key could be refused
-        return show(job.id, body.type, job.state, new.payload, {"Queue-Durability": engine.durability})
+        answer = show(job.id, body.type, job.state, new.payload, {"Queue-Durability": engine.durability})
+        answer.jobs = command.jobs
+        return answer
 
     @routes.route("/dequeue", methods=["GET", "POST"])
     async def dequeue() -> Reply:
@@ -104,7 +111,9 @@ def show(
 
 def show_job(job: Job, headers: dict[str, str] | None = None) -> Reply:
     """The same, of a job in hand."""
-    return show(job.id, job.type, job.state, job.payload, headers, consumer=job.consumer)
+    answer = show(job.id, job.type, job.state, job.payload, headers, consumer=job.consumer)
+    answer.jobs = [job]
+    return answer
 
 
 def show_lease(lease: Lease) -> Reply:

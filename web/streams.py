@@ -4,8 +4,9 @@ Lines are read as the queue takes them, so a producer that is faster than the qu
 of lines is one command and one commit, and is answered by one line while the next is being read.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from math import inf
+from typing import Any
 
 import msgspec
 import trio
@@ -21,7 +22,10 @@ from web.exchanges import BodyStream
 from web.problems import Problem
 from web.replies import Reply
 from web.schemas import decode
+from web.traceparent import traced
 from web.views import ErrorView, error_view
+
+Headers = Iterable[tuple[bytes, bytes]]
 
 # A chunk ends with whichever of these comes first.
 CHUNK_LINES = 1_000  # the setting `batch_jobs_max` may make it fewer
@@ -55,29 +59,32 @@ def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStr
         raise Problem(
             "invalid", "a stream cannot be repeated under a key: give its jobs unique keys", field="Idempotency-Key"
         )
-    chunks = Chunks(engine, settings, queue, caller_of(request))
+    chunks = Chunks(engine, settings, queue, caller_of(request), request.scope["headers"])
     answer = Reply(
         chunks.answers(body), headers={"Queue-Durability": engine.durability}, content_type="application/x-ndjson"
     )
     answer.timeout = None
-    answer.facts = {"queue": queue}
+    answer.facts = chunks.facts
     return answer
 
 
 class Chunks:
     """Takes lines apart, enqueues them chunk by chunk, and tells what became of each."""
 
-    def __init__(self, engine: Engine, settings: Settings, queue: str, caller: Caller) -> None:
+    def __init__(self, engine: Engine, settings: Settings, queue: str, caller: Caller, headers: Headers) -> None:
         self._engine = engine
         self._caller = caller
         self._settings = settings
         self._queue = queue
+        self._headers: Headers = headers
         self._chunk_lines = min(CHUNK_LINES, settings.batch_jobs_max)
         self._lines = 0
         self._new: dict[int, NewJob] = {}  # by line
         self._errors: list[LineError] = []
         self._bytes = 0  # of the lines that were read and not yet answered
         self._due = inf  # when they are to be answered at the latest
+        # What the line of the request tells when the stream has ended.
+        self.facts: dict[str, Any] = {"queue": queue, "lines": 0, "jobs": 0, "existing": 0, "errors": 0}
 
     async def answers(self, body: BodyStream) -> AsyncIterator[bytes]:
         """One line of JSON for each chunk; after one with an `error` there is no other."""
@@ -149,7 +156,7 @@ class Chunks:
         if not new:
             return self._tell(0)
         await self._caller.pace_jobs(len(new))  # meanwhile nothing is read
-        jobs = (await self._engine.execute(Enqueue(self._queue, list(new.values())))).jobs
+        jobs = (await self._engine.execute(Enqueue(self._queue, traced(list(new.values()), self._headers)))).jobs
         enqueued = []
         for line, job in zip(new, jobs, strict=True):
             if isinstance(job, QueueError):
@@ -169,4 +176,10 @@ class Chunks:
     ) -> bytes:
         errors, self._errors = self._errors, []
         self._bytes, self._due = 0, inf
+        self.facts["lines"] = self._lines
+        self.facts["jobs"] += count
+        self.facts["existing"] += existing
+        self.facts["errors"] += len(errors)
+        if error is not None:
+            self.facts["code"] = error.code
         return _encode(ChunkView(self._lines, count, first_id, existing, errors, error)) + b"\n"

@@ -15,9 +15,11 @@ from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 from queue_actor.meters import EngineMeters
 from queue_actor.settings import Settings
+from queue_actor.slow import SlowBatches
 from queue_actor.state_machine import StateMachine
 from queue_actor.store import Store
 from queue_actor.sweeper import Sweeper
+from queue_actor.transition_lines import tell_transitions
 from queue_actor.waiters import Waiters
 
 
@@ -36,6 +38,7 @@ class LockEngine:
         self._sweeper = sweeper
         self._waiters = Waiters(settings.waiters_max)
         self._meters = EngineMeters()
+        self._slow = SlowBatches(settings)
         self._draining = False
         self._closed = trio.Event()
         self._failure: BaseException | None = None
@@ -79,7 +82,8 @@ class LockEngine:
             served += waiters.tell(changes.jobs)
             applied = trio.current_time()
             await self._store.commit(changes)
-            self._meters.note(1, len(changes.jobs), applied - began, trio.current_time() - applied)
+            committed = trio.current_time()
+            self._meters.note(1, len(changes.jobs), applied - began, committed - applied)
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
             self._failure = bug
@@ -92,6 +96,8 @@ class LockEngine:
                 parked.refuse(its_reply)
             else:
                 parked.answer(its_reply)
+        tell_transitions(changes.jobs)
+        self._slow.note(1, len(changes.jobs), began, applied, committed)
         self._sweeper.notice(machine.next_due_seconds(self._clock()))  # it counts from now
         return reply
 

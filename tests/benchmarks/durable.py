@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from queue_actor.directory import open_directory
 from tests.benchmarks.http import SETTINGS, batches, serve
 from tests.benchmarks.load import Measure, measure, started
-from web.__main__ import SWITCH_SECONDS
+from web.__main__ import SWITCH_SECONDS, Parts
 
 KINDS = ("memory", "normal", "full")
 CLIENTS = (1, 4, 16, 64, 256)
@@ -30,12 +30,12 @@ Cell = tuple[int, int, str]
 def serve_kind(kind: str, directory: Path) -> None:
     """Be the server of one kind."""
     if kind == "memory":
-        serve(SETTINGS, None)
+        serve(SETTINGS, Parts())
         return
     settings = replace(SETTINGS, data=str(directory / kind), durability=kind)
     sys.setswitchinterval(SWITCH_SECONDS)
     with open_directory(settings) as data:
-        serve(settings, data)
+        serve(settings, Parts(data=data))
 
 
 def cells(*, quick: bool) -> list[tuple[int, int]]:

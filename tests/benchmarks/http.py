@@ -6,18 +6,22 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
-from queue_actor.directory import Data
+from queue_actor.access import RANDOM_BYTES, AccessFile, Grant, Scope, Secret, encode_file, new_token, token_hash
 from queue_actor.settings import Settings
 from tests.benchmarks import pong
 from tests.benchmarks.load import READY, Answer, Measure, Script, measure, report, started
 from web.__main__ import Parts, serve_queue
+from web.auth import Access
 from web.binding import listen
 from web.logs import set_up_logging
 
@@ -98,6 +102,18 @@ def read_only(client: int) -> Generator[bytes, Answer, None]:
         yield READ
 
 
+TOKEN = new_token(bytes(RANDOM_BYTES))  # of a server that nobody else can reach
+SHOWN = f"Authorization: Bearer {TOKEN}\r\n"
+
+
+def showing_token(script: Script, client: int) -> Generator[bytes, Answer, None]:
+    """The same requests, with an access token."""
+    played = script(client)
+    request = next(played)
+    while True:
+        request = played.send((yield request.replace(b"\r\n", f"\r\n{SHOWN}".encode(), 1)))
+
+
 STOCK = "pong, Hypercorn's own"
 OURS = "pong, web/connections.py"
 ROWS: dict[str, tuple[str, Script, float]] = {
@@ -107,14 +123,31 @@ ROWS: dict[str, tuple[str, Script, float]] = {
     "enqueue dequeue conclude": ("queue", whole_life, 1),
     "read": ("queue", read_only, 1),
     **{f"whole lives by {size}": ("queue", partial(batches, size), 3 / size) for size in (1, 10, 100, 1_000)},
+    "life, no logging": ("queue with nothing", whole_life, 1),
+    "life, logging": ("queue", whole_life, 1),
+    "life, logging, tokens": ("queue with logging access", partial(showing_token, whole_life), 1),
 }
 """What is measured: by which server it is answered, what is asked, and how many requests a job needs."""
 
 
 SETTINGS = Settings(bind="127.0.0.1:0", queued_jobs_max=10_000_000)
 
+SWITCHES = ("logging", "access")
+"""What a server may do beside its work. What others are added here is switched on in `main`, and has a row above."""
 
-def serve(settings: Settings, data: Data | None, profile_file: Path | None = None) -> None:
+
+def access() -> Access:
+    """A file with one token, which may do everything."""
+    secret = Secret(token_hash(TOKEN.encode()), datetime.now(UTC), None, None)
+    grant = Grant(name="benchmark", scopes=tuple(Scope), queues=("*",), tokens=(secret,))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.json"
+        path.touch(mode=0o600)
+        path.write_bytes(encode_file(AccessFile((grant,))))
+        return Access(path)
+
+
+def serve(settings: Settings, parts: Parts, profile_file: Path | None = None) -> None:
     """Be the real server, with its log lines formatted and written to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     listener = listen(settings)
@@ -123,7 +156,7 @@ def serve(settings: Settings, data: Data | None, profile_file: Path | None = Non
     profile = cProfile.Profile()
     if profile_file:
         profile.enable()
-    trio.run(serve_queue, settings, listener, Parts(data=data))
+    trio.run(serve_queue, settings, listener, parts)
     if profile_file:
         profile.dump_stats(profile_file)
 
@@ -134,29 +167,38 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few seconds in all")
     parser.add_argument("--json", type=Path, help="where to write every round")
     parser.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
+    parser.add_argument("--rows", default="", help="measure only the rows whose name begins so")
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--with", dest="switches", nargs="*", choices=SWITCHES, default=["logging"])
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(SETTINGS, None, arguments.profile)
+        settings = SETTINGS if "logging" in arguments.switches else replace(SETTINGS, log_level="error")
+        serve(settings, Parts(access=access() if "access" in arguments.switches else None), arguments.profile)
         return
+    rows = {name: row for name, row in ROWS.items() if name.startswith(arguments.rows)}
     module = [sys.executable, "-m"]
     rounds, seconds = (3, 0.7) if arguments.quick else (7, 2.0)
     commands = {
         "stock": [*module, "tests.benchmarks.pong", "--serve", "stock"],
         "ours": [*module, "tests.benchmarks.pong", "--serve", "ours"],
         "queue": [*module, "tests.benchmarks.http", "--serve"],
+        "queue with nothing": [*module, "tests.benchmarks.http", "--serve", "--with"],
+        "queue with logging access": [*module, "tests.benchmarks.http", "--serve", "--with", "logging", "access"],
     }
-    measures: dict[str, list[Measure]] = {name: [] for name in ROWS}
+    measures: dict[str, list[Measure]] = {name: [] for name in rows}
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(started(command)) for name, command in commands.items()}
+        wanted = {server for server, _, _ in rows.values()}
+        servers = {name: stack.enter_context(started(commands[name])) for name in wanted}
         for _ in range(rounds):
-            for name, (server, script, _) in ROWS.items():
+            for name, (server, script, _) in rows.items():
                 pid, port = servers[server]
                 # A thousand batches of a thousand from sixteen clients at once would measure the queue's limits.
                 connections = 4 if name.endswith("1000") else 16
                 measures[name].append(measure(pid, port, script, connections=connections, seconds=seconds))
     print(f"16 keep-alive connections; medians of {rounds} rounds of {seconds:g} s; ratio to the first row\n")
     report(measures, arguments.json)
+    if arguments.rows:
+        return
     pong_us = median(each.cpu_us for each in measures[STOCK])
     print(f"\n{'CPU per job, all its requests':34} {'us':>6} {'x pong':>7}")
     for name, (_, _, requests) in ROWS.items():

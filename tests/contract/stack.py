@@ -27,6 +27,7 @@ from queue_actor.commands import ReadJob, ReadQueue
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
+from tests import log_events
 from tests.contract.described import described
 from tests.fakes import SECRET, FakeClock, FakeStore
 from tests.opening import inline, open_engine
@@ -314,6 +315,10 @@ class Server:
         text = self.stream.getvalue()
         assert re.fullmatch(r"[\x20-\x7e\n]*", text)
         assert len(self.request_lines) == self.answers
+        for line in self.log:
+            if line.get("logger", "web").startswith(("web", "queue_actor")):
+                unheard_of = line.keys() - log_events.told()[line["event"]].fields
+                assert not unheard_of, f"README.md does not tell of {unheard_of} in {line}"
         assert not [token for token in self.tokens if token in text]
 
 

@@ -82,7 +82,7 @@ async def test_a_new_job_is_queued_with_the_first_id(engine: Engine, store: Fake
         place=1,
         ready_at=EPOCH_SECONDS,
     )
-    assert store.changes == [Change(1, None, job)]
+    assert store.changes == [Change(1, None, job, "enqueue")]
     assert await read(engine, 1) == job
 
 

@@ -356,7 +356,7 @@ async def test_a_forgotten_job_is_answered_a_last_time(engine: Engine, store: Fa
     for state in (JobState.CONCLUDED, JobState.DEAD, JobState.CANCELLED):
         last = await read(engine, jobs[state])
         assert (await engine.execute(Forget("q", [last.id]))).single() == last
-        assert store.changes[-1] == Change(store.changes[-1].revision, last, None)
+        assert store.changes[-1] == Change(store.changes[-1].revision, last, None, "forget")
         await refusal(engine, ReadJob("q", last.id), ForgottenJob)
     assert await counts(engine) == {"in_progress": 1, "queued": 1, "scheduled": 1}
     assert [job.id for job in await enqueue(engine, "new")] == [7]

@@ -1169,10 +1169,10 @@ async def test_a_request_is_logged_with_what_it_was_about(server: Server) -> Non
         for line in server.request_lines
     ]
     assert facts == [
-        {"queue": "q", "jobs": 1},
+        {"queue": "q", "jobs": 1, "ids": [1]},
         {"queue": "q", "jobs": 1, "ids": [1]},
         {"queue": "q", "job": 1, "state": "concluded"},
-        {"queue": "q", "jobs": 1, "errors": 1},
+        {"queue": "q", "jobs": 1, "ids": [1], "errors": 1},
         {"code": "unknown_job"},
     ]
 

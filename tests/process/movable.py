@@ -16,7 +16,7 @@ import trio
 from web import __main__ as program
 
 STEP_SECONDS = 600.0
-MOVED = b'{"event": "clock_moved"}\n'
+MOVED = b'{"event":"clock_moved"}\n'
 
 
 class MovableClock(trio.abc.Clock):

@@ -132,6 +132,11 @@ class Server:
                 if not self._news.wait(deadline - time.monotonic()):
                     raise AssertionError(f"the server did not log what was waited for within {seconds:g} s")
 
+    def complaints(self, *, since: int = 0) -> list[bytes]:
+        """The lines above info, from a line on; that something was slow is the machine's affair."""
+        quiet = (b'"level":"info"', b'"event":"slow_', b'"event":"process_paused"')
+        return [line for line in self.log[since:] if not any(mark in line for mark in quiet)]
+
     def events(self, event: str) -> list[dict[str, Any]]:
         """The lines logged so far that tell of an event of this name."""
         facts = [json.loads(line) for line in self.log]
@@ -146,7 +151,7 @@ class Server:
         return self._wait_listening("starting")
 
     def _wait_listening(self, event: str) -> dict[str, Any]:
-        wanted = f'"event": "{event}"'.encode()
+        wanted = f'"event":"{event}"'.encode()
         facts: dict[str, Any] = json.loads(self.wait_for_line(lambda line: wanted in line, seconds=START_SECONDS))
         where = urlsplit(facts["address"])
         assert where.hostname is not None

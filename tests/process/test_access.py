@@ -165,4 +165,4 @@ def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
     for secret in (admin, reader, unknown, unknown[:-1], *leases):
         for where, content in places.items():
             assert secret.encode() not in content, where
-    assert b'"who": "admin"' in log
+    assert b'"who":"admin"' in log

@@ -72,7 +72,7 @@ def refused(data: Path) -> str:
         assert server.wait(seconds=START_SECONDS) == EXIT_CONFIGURATION
     assert b"Traceback" not in b"".join(server.log)
     # One that already listens has said so.
-    lines = [line.decode() for line in server.log if b'"level": "info"' not in line]
+    lines = [line.decode() for line in server.complaints()]
     assert len(lines) == 1, lines
     return lines[0]
 

@@ -156,7 +156,7 @@ def test_clients_that_never_finish_a_head_are_told_so_or_closed_in_time(server: 
 # --- the log
 
 
-FORGED = '{"event": "ready", "address": "http://example.org"}'
+FORGED = '{"event":"ready", "address":"http://example.org"}'
 
 SNEAKY = [
     head("GET /jobs/%0d%0a{} HTTP/1.1".format(FORGED.replace(" ", "%20").replace('"', "%22"))),

@@ -63,7 +63,7 @@ def begin(server: Server) -> int:
 
 def complaints(server: Server) -> list[bytes]:
     """What the server has logged that is worse than information."""
-    return [line for line in server.log if b'"level": "info"' not in line]
+    return server.complaints()
 
 
 def reset(connection: socket.socket) -> None:

@@ -184,7 +184,7 @@ def test_there_is_a_journey_for_each_transition() -> None:
 def test_a_transition_is_one_change_that_follows_on_the_one_before(
     transition: tuple[JobState, str, JobState],
 ) -> None:
-    before, _, after = transition
+    before, verb, after = transition
     *there, on = JOURNEYS[transition]
     world = World()
     for step in there:
@@ -195,7 +195,7 @@ def test_a_transition_is_one_change_that_follows_on_the_one_before(
 
     assert change.before is not None
     assert change.after is not None
-    assert (change.before.state, change.after.state) == (before, after)
+    assert (change.before.state, change.verb, change.after.state) == (before, verb, after)
     assert change.before is former.after
     assert change.revision == change.after.revision == former.revision + 1
     assert world.ledger.queues["q"].jobs[1] is change.after
@@ -255,7 +255,7 @@ def test_changes_are_taken_once_and_in_order() -> None:
     cancelled = ledger.finish(queue, job, "cancel", CANCELLED, START)
     assert ledger.changes_waiting == 2
 
-    assert list(ledger.take_changes().jobs) == [Change(1, None, job), Change(2, job, cancelled)]
+    assert list(ledger.take_changes().jobs) == [Change(1, None, job, "enqueue"), Change(2, job, cancelled, "cancel")]
     assert list(ledger.take_changes().jobs) == []
 
 

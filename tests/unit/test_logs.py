@@ -44,6 +44,7 @@ def logging_as_it_was() -> Iterator[None]:
     hypercorn = logging.getLogger("hypercorn.error").level
     yield
     logging.captureWarnings(capture=False)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = True
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("hypercorn.error").setLevel(hypercorn)
@@ -52,9 +53,27 @@ def logging_as_it_was() -> Iterator[None]:
 def test_a_json_line_tells_time_level_event_and_facts_in_this_order() -> None:
     line = JsonFormatter().format(record("request", status=200, consumer=None, path="/jobs/1"))
     assert line == (
-        '{"time": "2027-01-15T08:00:00.500Z", "level": "info", "event": "request", '
-        '"status": 200, "consumer": null, "path": "/jobs/1"}'
+        '{"time":"2027-01-15T08:00:00.500Z","level":"info","event":"request",'
+        '"status":200,"consumer":null,"path":"/jobs/1"}'
     )
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        (1_800_000_000.0, "2027-01-15T08:00:00.000Z"),
+        (1_800_000_000.0009, "2027-01-15T08:00:00.000Z"),
+        (1_800_000_000.9999, "2027-01-15T08:00:00.999Z"),
+        (1_800_000_001.25, "2027-01-15T08:00:01.250Z"),
+        (1_800_000_000.5, "2027-01-15T08:00:00.500Z"),
+        (1_830_297_599.75, "2027-12-31T23:59:59.750Z"),
+        (1_830_297_600.0, "2028-01-01T00:00:00.000Z"),
+    ],
+)
+def test_a_line_tells_its_time_to_the_millisecond(moment: float, text: str) -> None:
+    made = record()
+    made.created = moment
+    assert json.loads(JsonFormatter().format(made))["time"] == text
 
 
 def test_a_text_line_tells_the_same() -> None:
@@ -119,7 +138,7 @@ def test_a_fact_that_json_has_no_word_for_is_told_as_text() -> None:
 
 
 @pytest.mark.usefixtures("logging_as_it_was")
-@pytest.mark.parametrize(("shape", "start"), [("json", '{"time"'), ("text", "20")])
+@pytest.mark.parametrize(("shape", "start"), [("json", '{"time":"'), ("text", "20")])
 def test_everything_is_logged_on_standard_error_in_the_chosen_shape(
     monkeypatch: pytest.MonkeyPatch, shape: Any, start: str
 ) -> None:

@@ -25,7 +25,8 @@ TEXTS: dict[str, dict[str, Any]] = {
     "engine": {"actor": "actor", "lock": "lock"},
     "metrics_queues": {"a": "a", "a, tenant:*,b": "a, tenant:*,b", "*": "*"},
     "log": {"json": "json", "text": "text"},
-    "log_level": {"debug": "debug", "info": "info", "warning": "warning", "error": "error"},
+    "log_level": {text: text for text in ("debug", "transitions", "info", "warning", "error")},
+    "trace": {"off": "off", "otlp": "otlp"},
 }
 
 # Numbers: default, least, most. These are promises to operators, written down a second time on purpose.
@@ -58,6 +59,10 @@ BROKEN: dict[str, tuple[float, float, float]] = {
     "wait_seconds_max": (20.0, 0.0, 60.0),
     "delay_seconds_max": (3_660 * DAY_SECONDS, 0.0, 3_660 * DAY_SECONDS),
     "idle_seconds": (75.0, 0.1, 3_600.0),
+    "slow_request_seconds": (1.0, 0.001, 3_600.0),
+    "slow_batch_seconds": (0.1, 0.001, 3_600.0),
+    "slow_commit_seconds": (1.0, 0.001, 3_600.0),
+    "stall_seconds": (5.0, 0.0, 3_600.0),
     "idempotency_seconds": (86_400.0, 0.0, 30 * DAY_SECONDS),
     "dead_retention_seconds": (30 * DAY_SECONDS, 0.0, 3_660 * DAY_SECONDS),
     "retention_seconds": (3_600.0, 0.0, 3_660 * DAY_SECONDS),
@@ -155,7 +160,7 @@ def test_a_text_is_read_by_variable_and_by_flag(name: str, text: str, value: Any
     [
         *(
             (name, text)
-            for name in ("engine", "log", "log_level", "durability")
+            for name in ("engine", "log", "log_level", "durability", "trace")
             for text in ("", "ACTOR", "Json", "other", "1", "ï")
         ),
         *(
