@@ -2,42 +2,20 @@
 
 import http.client
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.process.server import ROOT, Server, eventually, running_server
+from tests.process.server import Server, eventually, running_server
+from tests.process.tokens import bearer, token
 
 pytestmark = pytest.mark.process
 
 CLIENTS = 4
-COMMAND_SECONDS = 30
-
-
-def token(path: Path, *arguments: str) -> str:
-    """What the command prints."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "queue_actor", "token", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"QUEUE_ACTOR_TOKENS": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=True,
-    )
-    assert ran.stderr == ""
-    return ran.stdout.strip()
-
-
-def bearer(shown: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {shown}"}
 
 
 class Client:

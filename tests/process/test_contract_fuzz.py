@@ -16,6 +16,7 @@ import pytest
 
 from tests.process.fuzzing import MEETING
 from tests.process.server import ROOT, Server, running_server
+from tests.process.tokens import token
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -43,18 +44,37 @@ BY_LINK = {("POST", f"{JOB}/{verb}") for verb in ("conclude", "fail", "extend", 
 NOT_HERE = {("GET", "/v1/backup")}  # there is no data directory
 
 
+REQUESTS = "examples,coverage,fuzzing"
+
+OPEN = ("--exclude-checks", "ignored_auth")
+"""An open server asks nobody for a token, and has the same document as one that does."""
+
+
 def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Path) -> None:
     with running_server(*SMALL) as server:
-        run(server, "examples,coverage,fuzzing", EXAMPLES, tmp_path)
+        run(server, REQUESTS, EXAMPLES, tmp_path, *OPEN)
 
         assert untried(server) - BY_LINK == NOT_HERE
+
+
+def test_with_tokens_the_same_is_answered_to_one_that_may_do_all_and_nothing_without(tmp_path: Path) -> None:
+    """Most of what can go wrong here is left to the run on an open server: this one has a fifth of its examples."""
+    path = tmp_path / "tokens.json"
+    shown = token(path, "create", "all", "--scope", "admin", "--queue", "*")
+    with running_server("--tokens", str(path), *SMALL) as server:
+        run(server, REQUESTS, max(5, EXAMPLES // 5), tmp_path, "--header", f"Authorization: Bearer {shown}")
+
+        statuses = {line["status"] for line in server.events("request")}
+        assert 200 in statuses
+        assert 401 in statuses  # it is left out, and made up, to see that it is looked at
+        assert 403 not in statuses
 
 
 def test_ways_along_the_links_of_the_document_lead_somewhere(tmp_path: Path) -> None:
     with running_server(*SMALL) as server:
         for _ in range(READY_JOBS // 20):
             server.request("POST", f"/v1/queues/{MEETING}/enqueue", {"jobs": [{"type": "made up"}] * 20})
-        run(server, "stateful", EXAMPLES, tmp_path, "--max-time", str(WAYS_SECONDS))
+        run(server, "stateful", EXAMPLES, tmp_path, "--max-time", str(WAYS_SECONDS), *OPEN)
 
         assert BY_LINK - untried(server), "no token has led anywhere"
 
