@@ -90,6 +90,17 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line_before_anything_listens(
             assert line.startswith(b"queue-actor: QUEUE_ACTOR_TOKENS: " + str(path).encode())
 
 
+def text_of(server: Server, target: str, headers: dict[str, str]) -> bytes:
+    """An answer that is no JSON."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
+    connection.request("GET", target, headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    content = answer.read()
+    connection.close()
+    return content
+
+
 def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
     path, data = tmp_path / "tokens.json", tmp_path / "data"
     admin = token(path, "create", "admin", "--scope", "admin", "--queue", "*")
@@ -124,12 +135,9 @@ def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
         assert ask("POST", "/v1/queues/q/pause", shown=reader)[0] == 403
         assert ask("GET", f"/v1/nothing/{'x' * 50}")[0] == 404
         assert ask("GET", "/v1/statistics")[0] == 200
-        connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
-        connection.request("GET", "/v1/backup", headers=bearer(admin))
-        answer = connection.getresponse()
-        assert answer.status == 200
-        backup = answer.read()
-        connection.close()
+        assert ask("GET", "/openapi.json")[0] == 200
+        texts = {target: text_of(server, target, bearer(admin)) for target in ("/v1/backup", "/metrics", "/docs")}
+        assert b'queue_actor_jobs{queue="q",state="concluded"} 1.0' in texts["/metrics"]  # it is of this server
         server.terminate()
         assert server.wait(seconds=10) == 0
         log = b"\n".join(server.log)
@@ -137,9 +145,9 @@ def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
     connection_ = sqlite3.connect(data / "queue.sqlite")
     assert connection_.execute("SELECT count(*) FROM jobs").fetchone() == (4,)  # it is the file that is meant
     connection_.close()
-    places = {"log": log, "answers": "".join(bodies).encode(), "backup": backup, "tokens.json": path.read_bytes()}
+    places = {"log": log, "answers": "".join(bodies).encode(), "tokens.json": path.read_bytes(), **texts}
     places |= {str(file): file.read_bytes() for file in data.rglob("*") if file.is_file()}
-    assert len(places) >= 5
+    assert len(places) >= 7
     for secret in (admin, reader, unknown, unknown[:-1], *leases):
         for where, content in places.items():
             assert secret.encode() not in content, where
