@@ -4,14 +4,15 @@ import http.client
 import json
 import signal
 import sqlite3
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.process.server import Server, eventually, running_server
-from tests.process.tokens import bearer, token
+from tests.process.server import ROOT, Server, eventually, running_server
+from tests.process.tokens import COMMAND_SECONDS, bearer, token
 
 pytestmark = pytest.mark.process
 
@@ -88,6 +89,26 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line_before_anything_listens(
             assert server.wait(seconds=30) == 78
             (line,) = server.log
             assert line.startswith(b"queue-actor: QUEUE_ACTOR_TOKENS: " + str(path).encode())
+
+
+def test_a_backup_is_given_to_a_token_that_may_have_it_alone(tmp_path: Path) -> None:
+    path, headers = tmp_path / "tokens.json", tmp_path / "headers"
+    backup = tmp_path / "backup.sqlite"
+    admin = token(path, "create", "admin", "--scope", "admin", "--queue", "*")
+    reader = token(path, "create", "reader", "--scope", "read", "--queue", "*")
+    with running_server("--tokens", str(path), "--data", str(tmp_path / "data")) as server:
+
+        def back_up(*more: Path) -> int:
+            command: list[str | Path] = [ROOT / "scripts/backup.sh", f"http://127.0.0.1:{server.port}", backup, *more]
+            return subprocess.run(command, capture_output=True, timeout=COMMAND_SECONDS, check=False).returncode
+
+        for refused in ((), (headers,)):
+            headers.write_text(f"Authorization: Bearer {reader}\n")
+            assert back_up(*refused) == 1
+            assert not backup.exists()
+        headers.write_text(f"Authorization: Bearer {admin}\n")
+        assert back_up(headers) == 0
+        assert backup.exists()
 
 
 def text_of(server: Server, target: str, headers: dict[str, str]) -> bytes:
