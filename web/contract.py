@@ -64,8 +64,8 @@ TAGS = {
 
 GONE = ("unknown_job", "forgotten")
 ROOM = ("queue_full", "memory_full", "too_many_queues", "disk_full")
-PARKED = ("draining", "too_many_waiters")
-NEXT = ("draining", "too_many_waiters", "key_reused", "busy", "outcome_unknown")
+PARKED = ("draining", "too_many_waiters", "in_progress_limit")
+NEXT = (*PARKED, "rate_limited", "key_reused", "busy", "outcome_unknown")
 LEASE_HEADERS = (
     *("Queue-Lease-Token", "Queue-Lease-Fence", "Queue-Lease-Expires", "Queue-Lease-Seconds", "Queue-Attempt"),
     "Cache-Control",
@@ -83,7 +83,14 @@ def _verb(verb: str, **facts: Any) -> dict[str, Operation]:
     nexts = NAMED_NEXT if ridden else {}
     job = {"id": 1, "token": TOKEN, **said}
     many = ResultsView([result(state), ResultView(id=3, queue="images", error=LOST)], 1)
-    alike: dict[str, Any] = {"tag": "workers", "parameters": key, "answer": many, "item_codes": (*GONE, *lost, *rides)}
+    not_stored = ("Cache-Control",) if ridden else ()  # where there may be a lease in it
+    alike: dict[str, Any] = {
+        "tag": "workers",
+        "parameters": key,
+        "answer": many,
+        "headers_at_times": not_stored,
+        "item_codes": (*GONE, *lost, *rides),
+    }
     in_queue: dict[str, Any] = {"body": jobs.MANY[verb].type, "rules": each_needs("id", "token")}
     if verb == "release":
         in_queue = {
@@ -105,6 +112,7 @@ def _verb(verb: str, **facts: Any) -> dict[str, Operation]:
             answer=answer,
             codes=(*GONE, *codes),
             item_codes=rides,
+            headers_at_times=not_stored,
             leads_to=("queues.forget",) if verb == "conclude" else (),
         ),
         f"jobs.{verb}_many": Operation(
@@ -115,7 +123,7 @@ def _verb(verb: str, **facts: Any) -> dict[str, Operation]:
             **in_queue,
         ),
         f"jobs.{verb}_across": Operation(
-            **alike,
+            **alike | {"item_codes": (*alike["item_codes"], "forbidden")},
             summary=f"{summary}: many, of any queues",
             about="Each job is answered for itself, in the order sent.",
             body=jobs.MANY[verb].type,
@@ -333,6 +341,12 @@ OPERATIONS: dict[str, Operation] = {
         [*GONE, "not_finished", "already_finished", "unique_key_taken"],
     ),
     "queues.run": _operator("Make a scheduled job ready now", result("queued"), [*GONE, "not_waiting"]),
+    "ops.monitor": _server(
+        "Figures for Prometheus",
+        File("text/plain", "queue_actor_ready 1.0\n", otherwise=("application/openmetrics-text",)),
+        about="In its text format or as OpenMetrics, whichever `Accept` prefers; also while the server starts or ends.",
+        headers=("Cache-Control", "Vary"),
+    ),
     "ops.statistics": _server(
         "Figures of the server, of this moment",
         StatisticsView("5f0c1d2e3a4b5968", "memory", 0, 0, None),

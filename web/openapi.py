@@ -13,14 +13,21 @@ import msgspec
 from msgspec.structs import asdict
 
 from queue_actor.settings import Settings
+from web.auth import PUBLIC, RULES, Rule, Where
 from web.contract import OPERATIONS, TAGS
 from web.fields import Id, QueueName
 from web.operations import (
+    AT_TIMES,
+    HEADERS,
+    OF_A_LIMITED_TOKEN,
     OF_A_PATH,
+    OF_A_TOKEN,
     OF_ANY,
+    OF_EVERY_ANSWER,
     OF_THE_QUEUE,
     OF_V1,
     STRUCT_RULES,
+    SUFFIX,
     WHEN,
     File,
     Operation,
@@ -35,30 +42,25 @@ SCHEMA_REF = "#/components/schemas/{name}"
 PATH_KINDS = {"queue": (QueueName, "the name of the queue", "images"), "id": (Id, "the id of the job", 1)}
 """The variables of paths."""
 
-HEADERS: dict[str, tuple[dict[str, Any], str]] = {
-    "Queue-Instance": ({"type": "string"}, "names this life of the queue: with another, jobs you knew are gone"),
-    "X-Request-Id": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "yours, or one made for you"),
-    "Queue-State": (
-        {"enum": ["scheduled", "queued", "in_progress", "concluded", "dead", "cancelled"]},
-        "how the job stands",
-    ),
-    "Queue-Durability": ({"enum": ["memory", "normal", "full"]}, "what the answer is worth"),
-    "Queue-Lease-Token": ({"type": "string", "minLength": 1}, "proves the lease"),
-    "Queue-Lease-Fence": ({"type": "integer", "minimum": 1}, "grows with every lease of the queue"),
-    "Queue-Lease-Expires": ({"type": "string", "format": "date-time"}, "when the lease ends"),
-    "Queue-Lease-Seconds": ({"type": "number", "exclusiveMinimum": 0}, "how long the lease lasts, from the answer on"),
-    "Queue-Attempt": ({"type": "integer", "minimum": 1}, "which attempt this is"),
-    "Retry-After": ({"type": "integer", "minimum": 1}, "seconds after which to try again"),
-    "Allow": ({"type": "string"}, "the methods of this path"),
-    "Cache-Control": ({"type": "string"}, "whether the answer may be kept"),
-    "Content-Length": ({"type": "integer", "minimum": 0}, "how long the file is"),
-    "Content-Disposition": ({"type": "string"}, "a name for the file"),
-    "Content-Security-Policy": ({"type": "string"}, "what the page may do: show itself"),
-    "ETag": ({"type": "string"}, "names this version: send it as If-None-Match"),
+SECURITY_SCHEMES: dict[str, Any] = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An access token, of a server that has a file of them. Beside it each operation names the scope "
+        "that it needs, and its description the queue. `admin` is all scopes. An open server asks nobody for a token, "
+        "and has the same document.",
+    }
 }
-"""Headers of answers. Where one is named, it is always there."""
+"""How a client says who it is (RFC 6750); `security_of` says which routes ask for it."""
 
-OF_EVERY_ANSWER = ("Queue-Instance", "X-Request-Id")
+WHERE: dict[Where, str] = {
+    "default": "on the queue `default`",
+    "path": "on the queue in the path",
+    "body": "on each queue that the body names",
+    "any": "on any queue, and is shown those on which it has it",
+    "every": "on all queues, `*`",
+}
+"""On which queues a token needs its scope."""
 
 
 class Route(NamedTuple):
@@ -69,12 +71,13 @@ class Route(NamedTuple):
     methods: tuple[str, ...]
 
 
-def codes_of(operation: Operation, path: str) -> tuple[str, ...]:
+def codes_of(operation: Operation, route: Route) -> tuple[str, ...]:
     """The codes that a route may answer with."""
     codes = (
         *operation.codes,
-        *(OF_V1 if path.startswith("/v1") else ()),
-        *(OF_A_PATH if "{" in path else ()),
+        *(OF_V1 if route.path.startswith("/v1") else ()),
+        *(OF_A_PATH if "{" in route.path else ()),
+        *(OF_A_TOKEN if RULES[route.endpoint] is not PUBLIC else ()),
         *(OF_THE_QUEUE if operation.asks_queue else ()),
         *OF_ANY,
     )
@@ -107,7 +110,8 @@ def document(routes: Iterable[Route], settings: Settings) -> dict[str, Any]:
             "version": "1",
             "summary": "A job queue over HTTP.",
             "description": "Clients ignore fields and header fields that they do not know, and treat a code that they "
-            "do not know by its status. Bounds that are settings are those of this server.",
+            "do not know by its status. Bounds that are settings are those of this server. A server with access tokens "
+            "asks for one, `Authorization: Bearer qa_…`, wherever a scope is named below; an open one asks nobody.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
@@ -117,8 +121,10 @@ def document(routes: Iterable[Route], settings: Settings) -> dict[str, Any]:
             "schemas": writer.schemas,
             "responses": writer.responses,
             "headers": {
-                name: {"schema": schema, "description": about, "required": True}
+                f"{name}{at_times}": {"schema": schema, "description": about, "required": not at_times}
                 for name, (schema, about) in HEADERS.items()
+                for at_times in ("", SUFFIX)
+                if name in AT_TIMES or not at_times
             },
             "examples": {code: {"summary": WHEN[code], "value": _problem(code)} for code in PROBLEMS},
             "securitySchemes": SECURITY_SCHEMES,
@@ -127,13 +133,17 @@ def document(routes: Iterable[Route], settings: Settings) -> dict[str, Any]:
     }
 
 
-SECURITY_SCHEMES: dict[str, Any] = {}
-"""How a client says who it is: whoever adds a scheme adds to `security_of` which routes ask for it."""
+def security_of(rule: Rule | None) -> list[dict[str, list[str]]]:
+    """What a route asks for: a token with one of some scopes, which OpenAPI 3.1 has as roles; or nothing."""
+    return [] if rule is PUBLIC else [{"token": [scope]} for scope in rule.scopes]
 
 
-def security_of(_operation: Operation) -> list[dict[str, list[str]]]:
-    """What a route asks for: nothing."""
-    return []
+def _needed(rule: Rule | None) -> str:
+    """The same as a sentence."""
+    if rule is PUBLIC:
+        return "It needs no token."
+    scopes = " or ".join(f"`{scope}`" for scope in rule.scopes)
+    return f"Its token needs the scope {scopes} {WHERE[rule.where]}."
 
 
 class Writer:
@@ -172,15 +182,16 @@ class Writer:
 
     def operation(self, operation: Operation, route: Route, method: str) -> dict[str, Any]:
         """A route under one of its methods."""
-        head = method == "HEAD"
+        head, rule = method == "HEAD", RULES[route.endpoint]
+        about = "As GET, without the body." if head else operation.about
         written: dict[str, Any] = {
             "operationId": operation_id(route, method),
             "tags": [operation.tag],
             "summary": operation.summary,
-            "description": "As GET, without the body." if head else operation.about,
-            "security": security_of(operation),
+            "description": f"{about} {_needed(rule)}".strip(),
+            "security": security_of(rule),
             "parameters": [*self._variables(route.path), *map(self._parameter, operation.parameters)],
-            "responses": self._responses(operation, route.path, head=head),
+            "responses": self._responses(operation, route, head=head),
         }
         if operation.body is not None:
             written["requestBody"] = self._request_body(operation, operation.body)
@@ -220,21 +231,23 @@ class Writer:
         needed = needed or any(field.required for field in msgspec.structs.fields(body)) or "jobs" in operation.asks
         return {"required": needed, "content": content}
 
-    def _responses(self, operation: Operation, path: str, *, head: bool) -> dict[str, Any]:
+    def _responses(self, operation: Operation, route: Route, *, head: bool) -> dict[str, Any]:
         by_status: dict[int, list[str]] = defaultdict(list)
-        for code in dict.fromkeys(codes_of(operation, path)):
+        for code in dict.fromkeys(codes_of(operation, route)):
             by_status[PROBLEMS[code].status].append(code)
-        answers = {"200": self._answer(operation, head=head)}
-        answers |= {str(status): _bare(status, operation) for status in operation.also}
-        answers |= {str(status): self._refusal(status, codes, head=head) for status, codes in by_status.items()}
+        rates = () if RULES[route.endpoint] is PUBLIC else OF_A_LIMITED_TOKEN
+        answers = {"200": self._answer(operation, rates, head=head)}
+        answers |= {str(status): _bare(status, operation, rates) for status in operation.also}
+        answers |= {str(status): self._refusal(status, codes, rates, head=head) for status, codes in by_status.items()}
         return dict(sorted(answers.items()))
 
-    def _answer(self, operation: Operation, *, head: bool) -> dict[str, Any]:
+    def _answer(self, operation: Operation, rates: tuple[str, ...], *, head: bool) -> dict[str, Any]:
         answer = operation.answer
         match answer:
-            case File(content_type, example):
+            case File(content_type, example, otherwise):
                 text: dict[str, Any] = {} if content_type == JSON else {"type": "string"}
-                content = {content_type: {"schema": text} | ({"example": example} if example else {})}
+                shown = {"schema": text} | ({"example": example} if example else {})
+                content = dict.fromkeys((content_type, *otherwise), shown)
             case dict():
                 schema: dict[str, Any] = {
                     "type": "object",
@@ -252,18 +265,22 @@ class Writer:
             content[NDJSON] = _lines(self._by_kind[id(type(line))], plain(line))
         written: dict[str, Any] = {
             "description": operation.summary,
-            "headers": _headers(*OF_EVERY_ANSWER, *operation.headers),
+            "headers": _headers(operation.headers, (*rates, *operation.headers_at_times)),
             "content": {} if head else content,
             "x-item-codes": list(operation.item_codes),
             "links": {} if head else dict(_links(operation)),
         }
         return {key: value for key, value in written.items() if value}
 
-    def _refusal(self, status: int, codes: Sequence[str], *, head: bool) -> dict[str, str]:
+    def _refusal(self, status: int, codes: Sequence[str], rates: tuple[str, ...], *, head: bool) -> dict[str, str]:
         """A reference to the answer with one of these codes."""
-        name = f"{'head.' if head else ''}{status}.{'.'.join(sorted(codes))}"
+        # Who shows no valid token has no rate; it is the one code of its status.
+        at_times = () if "unauthorized" in codes else rates
+        name = f"{'head.' if head else ''}{'limited.' if at_times else ''}{status}.{'.'.join(sorted(codes))}"
         if name not in self.responses:
-            names = [*OF_EVERY_ANSWER, "Cache-Control"]
+            names = ["Cache-Control"]
+            names += ["WWW-Authenticate"] if "unauthorized" in codes else []
+            at_times += ("WWW-Authenticate",) if "forbidden" in codes else ()
             names += ["Retry-After"] if any(PROBLEMS[code].retry_after_seconds for code in codes) else []
             names += ["Allow"] if "method_not_allowed" in codes else []
             schema: dict[str, Any] = {"$ref": SCHEMA_REF.format(name="ProblemDocument")}
@@ -272,7 +289,7 @@ class Writer:
             self.responses[name] = {
                 "description": f"{HTTPStatus(status).phrase}: "
                 + "; ".join(f"`{code}`: {WHEN[code]}" for code in codes),
-                "headers": _headers(*names),
+                "headers": _headers(names, at_times),
                 **({} if head else {"content": {CONTENT_TYPE: {"schema": schema, "examples": examples}}}),
                 "x-retryable": {code: PROBLEMS[code].retryable for code in sorted(codes)},
             }
@@ -313,13 +330,15 @@ def _lines(schema: dict[str, Any], example: Any) -> dict[str, Any]:
     return {"schema": {"type": "string"}, "example": text, "x-line-schema": schema}
 
 
-def _bare(status: int, operation: Operation) -> dict[str, Any]:
+def _bare(status: int, operation: Operation, rates: Sequence[str]) -> dict[str, Any]:
     names = [name for name in operation.headers if name in {"Cache-Control", "ETag"}]
-    return {"description": HTTPStatus(status).phrase, "headers": _headers(*OF_EVERY_ANSWER, *names)}
+    return {"description": HTTPStatus(status).phrase, "headers": _headers(names, rates)}
 
 
-def _headers(*names: str) -> dict[str, Any]:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+def _headers(always: Iterable[str], at_times: Iterable[str]) -> dict[str, Any]:
+    """Those of every answer, and these."""
+    named = {name: name for name in (*OF_EVERY_ANSWER, *always)} | {name: f"{name}{SUFFIX}" for name in at_times}
+    return {name: {"$ref": f"#/components/headers/{component}"} for name, component in named.items()}
 
 
 def _links(operation: Operation) -> Iterator[tuple[str, dict[str, Any]]]:

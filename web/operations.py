@@ -1,7 +1,7 @@
-"""The words that a route is described in: its parameters, its codes, and what it asks of a body beyond its struct.
+"""The words that a route is described in: its parameters, codes, headers, and what it asks of a body beyond its struct.
 
-What holds for many routes is said once: `OF_ANY`, `OF_THE_QUEUE`, `OF_V1`, `OF_A_PATH`. The routes themselves are
-described in web/contract.py.
+What holds for many routes is said once: `OF_ANY`, `OF_A_TOKEN`, `OF_THE_QUEUE`, `OF_V1`, `OF_A_PATH`. The routes
+themselves are described in web/contract.py.
 """
 
 from typing import Annotated, Any, Literal
@@ -23,6 +23,9 @@ OF_ANY = (
 )
 """Of every route: what the connection and the application say before a handler is asked."""
 
+OF_A_TOKEN = ("unauthorized", "forbidden", "rate_limited")
+"""Of every route that is not public, on a server with access tokens."""
+
 OF_THE_QUEUE = ("busy", "outcome_unknown", "draining", "starting")
 """Of every route that asks the queue."""
 
@@ -36,13 +39,16 @@ OF_A_PATH = ("not_found",)
 WHEN = {
     "malformed": "the request is no HTTP/1.1, or its body no JSON in UTF-8",
     "invalid": "something is unknown, missing or out of bounds; `field` names it",
-    "foreign_host": "the Host is not this machine",
-    "foreign_origin": "the request comes from a web page of another site",
+    "unauthorized": "the server has access tokens, and no valid one was shown",
+    "forbidden": "the access token does not allow that; `detail` names the scope and the queue that are needed",
+    "foreign_host": "the Host is not this machine, and the server is open",
+    "foreign_origin": "the request comes from a web page of another site, and the server is open",
     "not_found": "there is no such path",
     "method_not_allowed": "the path takes other methods; `Allow` names them",
     "request_timeout": "the request did not arrive in time",
     "too_large": "the body, a payload, a result or progress is larger than it may be",
     "unsupported_media_type": "a stream of lines was sent to a path that takes JSON",
+    "rate_limited": "the access token has moved as many requests or jobs as it may for now",
     "headers_too_large": "the request line and headers are larger than 16 KiB",
     "internal": "a bug; the log has its traceback",
     "not_implemented": "a transfer coding other than `chunked`",
@@ -64,6 +70,7 @@ WHEN = {
     "queue_full": "`queued_jobs_max` jobs wait already",
     "memory_full": "`memory_bytes_max` bytes are kept already",
     "too_many_queues": "`queues_max` queues exist already",
+    "in_progress_limit": "the access token has as many jobs in progress as it may",
     "disk_full": "the disk has less than `disk_reserve_bytes` left",
     "busy": "`inbox_requests_max` commands wait already; nothing was done",
     "too_many_waiters": "`waiters_max` requests wait already",
@@ -74,6 +81,43 @@ WHEN = {
     "outcome_unknown": "the server failed in the middle: done, or not done",
 }
 """When each code is the answer."""
+
+
+# --- headers of answers
+
+HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "Queue-Instance": ({"type": "string"}, "names this life of the queue: with another, jobs you knew are gone"),
+    "X-Request-Id": ({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "yours, or one made for you"),
+    "Queue-State": (
+        {"enum": ["scheduled", "queued", "in_progress", "concluded", "dead", "cancelled"]},
+        "how the job stands",
+    ),
+    "Queue-Durability": ({"enum": ["memory", "normal", "full"]}, "what the answer is worth"),
+    "Queue-Lease-Token": ({"type": "string", "minLength": 1}, "proves the lease"),
+    "Queue-Lease-Fence": ({"type": "integer", "minimum": 1}, "grows with every lease of the queue"),
+    "Queue-Lease-Expires": ({"type": "string", "format": "date-time"}, "when the lease ends"),
+    "Queue-Lease-Seconds": ({"type": "number", "exclusiveMinimum": 0}, "how long the lease lasts, from the answer on"),
+    "Queue-Attempt": ({"type": "integer", "minimum": 1}, "which attempt this is"),
+    "Retry-After": ({"type": "integer", "minimum": 1}, "seconds after which to try again"),
+    "RateLimit-Policy": ({"type": "string"}, "how much a token with a rate may have, and in how many seconds"),
+    "RateLimit": ({"type": "string"}, "how much of that is left, and in how many seconds all of it is there again"),
+    "WWW-Authenticate": ({"type": "string"}, "that a Bearer token is needed, and which scope of it"),
+    "Allow": ({"type": "string"}, "the methods of this path"),
+    "Vary": ({"type": "string"}, "which header of the request the answer depends on"),
+    "Cache-Control": ({"type": "string"}, "whether the answer may be kept"),
+    "Content-Length": ({"type": "integer", "minimum": 0}, "how long the file is"),
+    "Content-Disposition": ({"type": "string"}, "a name for the file"),
+    "Content-Security-Policy": ({"type": "string"}, "what the page may do: show itself"),
+    "ETag": ({"type": "string"}, "names this version: send it as If-None-Match"),
+}
+AT_TIMES = ("RateLimit-Policy", "RateLimit", "WWW-Authenticate", "Cache-Control")
+"""Those that some answers have only at times; wherever else one is named, it is always there."""
+
+SUFFIX = ".at-times"
+"""Of the components for these."""
+
+OF_EVERY_ANSWER = ("Queue-Instance", "X-Request-Id")
+OF_A_LIMITED_TOKEN = ("RateLimit-Policy", "RateLimit")
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -92,6 +136,7 @@ class File(msgspec.Struct, frozen=True):
 
     content_type: str
     example: str | None = None  # None: it is binary
+    otherwise: tuple[str, ...] = ()  # the same in other formats, for those whose Accept prefers them
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +152,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: msgspec.Struct | dict[str, str]
     or_else: msgspec.Struct | None = None  # the answer to another kind of request
     headers: tuple[str, ...] = ()  # of the answer; web/openapi.py tells what they mean
+    headers_at_times: tuple[str, ...] = ()  # those that are not always there
     codes: tuple[str, ...] = ()
     item_codes: tuple[str, ...] = ()  # inside an answer that is 200 as a whole
     asks_queue: bool = True

@@ -16,6 +16,9 @@ from queue_actor.settings import Settings
 from web.openapi import Route
 from web.openapi import document as make_document
 
+OF_ANY_ANSWER = {"content-type", "content-length", "date", "connection", "x-content-type-options", "transfer-encoding"}
+"""Headers that need not be described: those of HTTP itself, and one for browsers."""
+
 
 class Answer(Protocol):
     """What is looked at of an answer; names of headers are in lower case."""
@@ -64,8 +67,11 @@ class Described:
         promised = dict(self.answers(found))
         assert str(answer.status) in promised, (method, target, answer)
         told = promised[str(answer.status)]
-        missing = {name for name in told["headers"] if name.lower() not in answer.headers}
+        required = {name: self._is_always_there(header) for name, header in told["headers"].items()}
+        missing = {name for name, always in required.items() if always and name.lower() not in answer.headers}
         assert not missing, (method, target, missing)
+        untold = answer.headers.keys() - {name.lower() for name in required} - OF_ANY_ANSWER
+        assert not untold, (method, target, untold)
         content = told.get("content", {}).get(answer.headers.get("content-type"))
         if answer.body and answer.headers["content-type"].endswith("json"):
             assert content is not None, (method, target, answer)
@@ -75,6 +81,10 @@ class Described:
                 )
             errors = [error.message for error in self._validators[id(content)].iter_errors(json.loads(answer.body))]
             assert not errors, (method, target, errors)
+
+    def _is_always_there(self, header: dict[str, str]) -> bool:
+        found: dict[str, Any] = self.document["components"]["headers"][header["$ref"].rsplit("/", 1)[1]]
+        return bool(found["required"])
 
     def _find(self, method: str, path: str) -> dict[str, Any] | None:
         """The operation of a request; what the path names has to be plain, as it has to be in a path of OpenAPI."""

@@ -76,6 +76,9 @@ ROWS = [
     Row("GET", "/v1/backup", "admin", on="*"),
     Row("GET HEAD", "/healthz", None),
     Row("GET HEAD", "/readyz", None),
+    Row("GET HEAD", "/openapi.json", None),
+    Row("GET HEAD", "/docs", None),
+    Row("GET HEAD", "/docs/style.css", None),
 ]
 
 SHOWN_AS_EMPTY = {"/v1/queues"}

@@ -16,11 +16,12 @@ from tests.contract import document, v1
 from tests.contract.described import Described
 from tests.contract.document import CONTRACT, Example
 from tests.contract.stack import Server, serving
+from web.auth import RULES
 from web.contract import OPERATIONS, TAGS
 from web.docs import POLICY, routes_of
-from web.openapi import HEADERS, JSON, Route, codes_of
+from web.openapi import JSON, Route, codes_of
 from web.openapi import document as make_document
-from web.operations import OF_THE_QUEUE, WHEN, Operation
+from web.operations import HEADERS, OF_A_TOKEN, OF_THE_QUEUE, WHEN, Operation
 from web.page import page
 from web.problems import PROBLEMS
 
@@ -81,6 +82,7 @@ def told(method: str, path: str) -> set[str]:
 IMPOSSIBLE: dict[str, Callable[[Route, Operation], bool]] = {
     "not_found": lambda route, _: "{" not in route.path,  # a path without variables is there
     "unsupported_media_type": lambda _, operation: operation.lines is not None,  # it is supported here
+    **dict.fromkeys(OF_A_TOKEN, lambda route, _: RULES[route.endpoint] is None),
     "run_too_long": lambda route, _: "extend" not in route.path,  # nothing else makes a run longer
     **dict.fromkeys(OF_THE_QUEUE, lambda _, operation: not operation.asks_queue),
 }
@@ -90,7 +92,7 @@ IMPOSSIBLE: dict[str, Callable[[Route, Operation], bool]] = {
 async def test_the_codes_of_a_route_are_those_of_the_contract(described: Described) -> None:
     for route in described.routes:
         operation = OPERATIONS[route.endpoint]
-        codes = {*codes_of(operation, route.path), *operation.item_codes}
+        codes = {*codes_of(operation, route), *operation.item_codes}
         for method in set(route.methods) - {"HEAD"}:
             wanted = told(method, route.path)
             impossible = {code for code, is_so in IMPOSSIBLE.items() if is_so(route, operation)} - codes
@@ -114,8 +116,44 @@ async def test_a_status_that_asks_to_come_back_says_when(described: Described) -
             late = [PROBLEMS[code].retry_after_seconds is not None for code in answer.get("x-retryable", {})]
             assert all(late) or not any(late), status
             assert ("Retry-After" in answer["headers"]) is any(late)
-            assert set(answer["headers"]) <= {re.sub(r".*/", "", ref["$ref"]) for ref in answer["headers"].values()}
-            assert set(answer["headers"]) <= set(HEADERS)
+            for name, reference in answer["headers"].items():
+                assert name in HEADERS
+                assert re.fullmatch(rf"#/components/headers/{name}(\.at-times)?", reference["$ref"])
+                assert reference["$ref"].rsplit("/", 1)[1] in described.document["components"]["headers"]
+
+
+# --- tokens
+
+
+async def test_an_operation_asks_for_the_scope_that_the_contract_has_it_under(described: Described) -> None:
+    asked = {
+        (method, path): {scope for way in operation["security"] for scope in way["token"]}
+        for method, path, operation in described.operations()
+        if method != "HEAD"
+    }
+    told = {
+        route: set(re.findall(r"`(\w+)`", scope))
+        for scope, listed in document.table(CONTRACT, "scopes")
+        for route in re.findall(r"`([A-Z]+) (/\S*)`", listed)
+    }
+
+    assert asked == told
+    assert described.document["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+
+
+async def test_only_who_is_asked_for_a_token_can_be_refused_or_limited_for_it(described: Described) -> None:
+    for method, path, operation in described.operations():
+        answers = dict(described.answers(operation))
+        codes = {code for answer in answers.values() for code in answer.get("x-retryable", {})}
+        where = (method, path)
+        assert (codes & {*OF_A_TOKEN} == {*OF_A_TOKEN}) is bool(operation["security"]), where
+        assert ("401" in answers) is bool(operation["security"]), where
+        for status, answer in answers.items():
+            assert ("RateLimit" in answer["headers"]) is (bool(operation["security"]) and status != "401"), where
+            assert ("WWW-Authenticate" in answer["headers"]) is bool(
+                {"unauthorized", "forbidden"} & answer.get("x-retryable", {}).keys()
+            ), where
+        assert ("`*`" in operation["description"]) is (path in {"/metrics", "/v1/statistics", "/v1/backup"}), where
 
 
 # --- examples

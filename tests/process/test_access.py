@@ -2,11 +2,9 @@
 
 import http.client
 import json
-import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,30 +12,11 @@ from typing import Any
 import pytest
 
 from tests.process.server import ROOT, Server, eventually, running_server
+from tests.process.tokens import COMMAND_SECONDS, bearer, token
 
 pytestmark = pytest.mark.process
 
 CLIENTS = 4
-COMMAND_SECONDS = 30
-
-
-def token(path: Path, *arguments: str) -> str:
-    """What the command prints."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "queue_actor", "token", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"QUEUE_ACTOR_TOKENS": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=True,
-    )
-    assert ran.stderr == ""
-    return ran.stdout.strip()
-
-
-def bearer(shown: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {shown}"}
 
 
 class Client:
@@ -112,6 +91,37 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line_before_anything_listens(
             assert line.startswith(b"queue-actor: QUEUE_ACTOR_TOKENS: " + str(path).encode())
 
 
+def test_a_backup_is_given_to_a_token_that_may_have_it_alone(tmp_path: Path) -> None:
+    path, headers = tmp_path / "tokens.json", tmp_path / "headers"
+    backup = tmp_path / "backup.sqlite"
+    admin = token(path, "create", "admin", "--scope", "admin", "--queue", "*")
+    reader = token(path, "create", "reader", "--scope", "read", "--queue", "*")
+    with running_server("--tokens", str(path), "--data", str(tmp_path / "data")) as server:
+
+        def back_up(*more: Path) -> int:
+            command: list[str | Path] = [ROOT / "scripts/backup.sh", f"http://127.0.0.1:{server.port}", backup, *more]
+            return subprocess.run(command, capture_output=True, timeout=COMMAND_SECONDS, check=False).returncode
+
+        for refused in ((), (headers,)):
+            headers.write_text(f"Authorization: Bearer {reader}\n")
+            assert back_up(*refused) == 1
+            assert not backup.exists()
+        headers.write_text(f"Authorization: Bearer {admin}\n")
+        assert back_up(headers) == 0
+        assert backup.exists()
+
+
+def text_of(server: Server, target: str, headers: dict[str, str]) -> bytes:
+    """An answer that is no JSON."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
+    connection.request("GET", target, headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    content = answer.read()
+    connection.close()
+    return content
+
+
 def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
     path, data = tmp_path / "tokens.json", tmp_path / "data"
     admin = token(path, "create", "admin", "--scope", "admin", "--queue", "*")
@@ -146,12 +156,9 @@ def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
         assert ask("POST", "/v1/queues/q/pause", shown=reader)[0] == 403
         assert ask("GET", f"/v1/nothing/{'x' * 50}")[0] == 404
         assert ask("GET", "/v1/statistics")[0] == 200
-        connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
-        connection.request("GET", "/v1/backup", headers=bearer(admin))
-        answer = connection.getresponse()
-        assert answer.status == 200
-        backup = answer.read()
-        connection.close()
+        assert ask("GET", "/openapi.json")[0] == 200
+        texts = {target: text_of(server, target, bearer(admin)) for target in ("/v1/backup", "/metrics", "/docs")}
+        assert b'queue_actor_jobs{queue="q",state="concluded"} 1.0' in texts["/metrics"]  # it is of this server
         server.terminate()
         assert server.wait(seconds=10) == 0
         log = b"\n".join(server.log)
@@ -159,9 +166,9 @@ def test_no_secret_is_found_where_it_does_not_belong(tmp_path: Path) -> None:
     connection_ = sqlite3.connect(data / "queue.sqlite")
     assert connection_.execute("SELECT count(*) FROM jobs").fetchone() == (4,)  # it is the file that is meant
     connection_.close()
-    places = {"log": log, "answers": "".join(bodies).encode(), "backup": backup, "tokens.json": path.read_bytes()}
+    places = {"log": log, "answers": "".join(bodies).encode(), "tokens.json": path.read_bytes(), **texts}
     places |= {str(file): file.read_bytes() for file in data.rglob("*") if file.is_file()}
-    assert len(places) >= 5
+    assert len(places) >= 7
     for secret in (admin, reader, unknown, unknown[:-1], *leases):
         for where, content in places.items():
             assert secret.encode() not in content, where

@@ -16,6 +16,7 @@ import pytest
 
 from tests.process.fuzzing import MEETING
 from tests.process.server import ROOT, Server, running_server
+from tests.process.tokens import token
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -43,11 +44,27 @@ BY_LINK = {("POST", f"{JOB}/{verb}") for verb in ("conclude", "fail", "extend", 
 NOT_HERE = {("GET", "/v1/backup")}  # there is no data directory
 
 
+REQUESTS = "examples,coverage,fuzzing"
+
+
 def test_requests_made_up_from_the_document_are_answered_as_it_says(tmp_path: Path) -> None:
     with running_server(*SMALL) as server:
-        run(server, "examples,coverage,fuzzing", EXAMPLES, tmp_path)
+        run(server, REQUESTS, EXAMPLES, tmp_path)
 
         assert untried(server) - BY_LINK == NOT_HERE
+
+
+def test_with_tokens_the_same_is_answered_to_one_that_may_do_all_and_nothing_without(tmp_path: Path) -> None:
+    """Most of what can go wrong here is left to the run on an open server: this one has a fifth of its examples."""
+    path = tmp_path / "tokens.json"
+    shown = token(path, "create", "all", "--scope", "admin", "--queue", "*")
+    with running_server("--tokens", str(path), *SMALL) as server:
+        run(server, REQUESTS, max(5, EXAMPLES // 5), tmp_path, shown=shown)
+
+        codes = {line.get("code") for line in server.events("request")}
+        assert None in codes
+        assert "unauthorized" in codes  # it is left out, and made up, to see that it is looked at
+        assert "forbidden" not in codes
 
 
 def test_ways_along_the_links_of_the_document_lead_somewhere(tmp_path: Path) -> None:
@@ -59,8 +76,13 @@ def test_ways_along_the_links_of_the_document_lead_somewhere(tmp_path: Path) -> 
         assert BY_LINK - untried(server), "no token has led anywhere"
 
 
-def run(server: Server, phases: str, examples: int, directory: Path, *more: str) -> None:
-    """Let schemathesis at a server, and assert that it has nothing to complain of."""
+def run(server: Server, phases: str, examples: int, directory: Path, *more: str, shown: str | None = None) -> None:
+    """Let schemathesis at a server, with an access token or an open one, and assert that it has no complaint."""
+    environment = {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.process.fuzzing"}
+    if shown is None:
+        environment["CONTRACT_OPEN"] = "yes"
+    else:
+        more += ("--header", f"Authorization: Bearer {shown}")
     done = subprocess.run(
         [
             *(Path(sys.executable).parent / "schemathesis", "--config-file", ROOT / "tests/process/fuzzing.toml"),
@@ -69,7 +91,7 @@ def run(server: Server, phases: str, examples: int, directory: Path, *more: str)
             *("--continue-on-failure", "--no-color", *more),
         ],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.process.fuzzing"},
+        env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -141,6 +141,7 @@ class Drill:
         environment = {
             **os.environ,
             "SERVER": host,
+            "HEADERS": os.devnull,
             "QUEUE": QUEUE,
             "WORKER": f"{WORKER} {host} {QUEUE}",
             "SETTINGS": str(self.settings),
