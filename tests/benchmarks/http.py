@@ -24,6 +24,7 @@ from web.__main__ import Parts, serve_queue
 from web.auth import Access
 from web.binding import listen
 from web.logs import set_up_logging
+from web.metrics import RequestMeters
 
 HEAD = "Host: 127.0.0.1\r\nUser-Agent: benchmark\r\nAccept: */*\r\n"
 BODY = b'{"Type":"TIME_CRITICAL","Payload":{"path":"/var/spool/images/0001.png","width":1280}}'
@@ -123,17 +124,18 @@ ROWS: dict[str, tuple[str, Script, float]] = {
     "enqueue dequeue conclude": ("queue", whole_life, 1),
     "read": ("queue", read_only, 1),
     **{f"whole lives by {size}": ("queue", partial(batches, size), 3 / size) for size in (1, 10, 100, 1_000)},
-    "life, no logging": ("queue with nothing", whole_life, 1),
-    "life, logging": ("queue", whole_life, 1),
-    "life, logging, tokens": ("queue with logging access", partial(showing_token, whole_life), 1),
+    "life, bare": ("queue with nothing", whole_life, 1),
+    "life, logging": ("queue with logging", whole_life, 1),
+    "life, logging, metrics": ("queue", whole_life, 1),
+    "life, logging, metrics, tokens": ("queue with tokens", partial(showing_token, whole_life), 1),
 }
 """What is measured: by which server it is answered, what is asked, and how many requests a job needs."""
 
 
 SETTINGS = Settings(bind="127.0.0.1:0", queued_jobs_max=10_000_000)
 
-SWITCHES = ("logging", "access")
-"""What a server may do beside its work. What others are added here is switched on in `main`, and has a row above."""
+SWITCHES = ("logging", "metrics", "access")
+"""What a server may do beside its work, and is switched off for comparison; metrics only here, not by a setting."""
 
 
 def access() -> Access:
@@ -169,10 +171,12 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
     parser.add_argument("--rows", default="", help="measure only the rows whose name begins so")
     parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--with", dest="switches", nargs="*", choices=SWITCHES, default=["logging"])
+    parser.add_argument("--with", dest="switches", nargs="*", choices=SWITCHES, default=["logging", "metrics"])
     arguments = parser.parse_args()
     if arguments.serve:
         settings = SETTINGS if "logging" in arguments.switches else replace(SETTINGS, log_level="error")
+        if "metrics" not in arguments.switches:
+            RequestMeters.note = lambda *_: None  # type: ignore[method-assign] # in this process alone
         serve(settings, Parts(access=access() if "access" in arguments.switches else None), arguments.profile)
         return
     rows = {name: row for name, row in ROWS.items() if name.startswith(arguments.rows)}
@@ -183,7 +187,8 @@ def main() -> None:
         "ours": [*module, "tests.benchmarks.pong", "--serve", "ours"],
         "queue": [*module, "tests.benchmarks.http", "--serve"],
         "queue with nothing": [*module, "tests.benchmarks.http", "--serve", "--with"],
-        "queue with logging access": [*module, "tests.benchmarks.http", "--serve", "--with", "logging", "access"],
+        "queue with logging": [*module, "tests.benchmarks.http", "--serve", "--with", "logging"],
+        "queue with tokens": [*module, "tests.benchmarks.http", "--serve", "--with", *SWITCHES],
     }
     measures: dict[str, list[Measure]] = {name: [] for name in rows}
     with ExitStack() as stack:
