@@ -293,7 +293,7 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
             body.check()
             caller_of(request).require(Scope.OPERATE if body.jobs is None else Scope.CONSUME, name)
             if body.jobs is None:
-                holders.ride(body, data, name)  # there is none, but a key that is out of bounds is refused here too
+                holders.ride(body, data, name)  # nothing rides; a key that is wrong is told all the same
                 return await bulk(holders.engine, name, BulkVerb.RELEASE, body)
         else:
             body = decode(MANY[verb], data)

@@ -1006,6 +1006,7 @@ async def test_an_idempotency_key_has_1_to_200_plain_characters(server: Server, 
         ("/v1/dequeue", {"queues": ["q"]}),
         (f"{Q}/jobs/{id_}/conclude", {"token": token, "dequeue": {}}),
         (f"{Q}/conclude", {"jobs": [{"id": id_, "token": token}], "dequeue": {}}),
+        (f"{Q}/release", {"consumer": "w"}),
     ):
         answer = await refused(server, "POST", target, body, Idempotency_Key=key)
         assert answer == (400, "invalid", "Idempotency-Key")
