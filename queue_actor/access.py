@@ -99,7 +99,11 @@ def covers(patterns: Sequence[str], wanted: str) -> bool:
 
     It depends on names only, never on which queues there are.
     """
-    return any(wanted == pattern or (pattern.endswith("*") and wanted.startswith(pattern[:-1])) for pattern in patterns)
+    # Asked for by every request: a loop is twice as fast as `any` over a generator.
+    for pattern in patterns:  # noqa: SIM110 - see above
+        if wanted == pattern or (pattern[-1] == "*" and wanted.startswith(pattern[:-1])):
+            return True
+    return False
 
 
 # --- the file
@@ -134,6 +138,11 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     jobs_per_second: PerSecond | None = None  # enqueued and dequeued
     in_progress_max: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
     tokens: tuple[Secret, ...] = ()  # the newest last
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether it matters how often, or for how much, it asks."""
+        return self.requests_per_second is not None or self.jobs_per_second is not None
 
     def has(self, scope: Scope) -> bool:
         """Whether it has a scope, on whatever queues: `admin` has them all."""

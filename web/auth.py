@@ -159,6 +159,8 @@ class TokenHolder(Caller):
         return {unit: rates.bucket(self.name, unit, most, now) for unit, most in limits if most is not None}
 
     def _admit(self, unit: Unit, count: int) -> None:
+        if not self._grant.is_rated:
+            return
         now = self._access.clock().monotonic
         bucket = self._buckets(now).get(unit)
         if bucket is None:
@@ -186,6 +188,8 @@ class TokenHolder(Caller):
 
     def charge_jobs(self, count: int) -> None:
         """See `Caller.charge_jobs`."""
+        if not self._grant.is_rated:
+            return
         now = self._access.clock().monotonic
         bucket = self._buckets(now).get("jobs")
         if bucket is not None:
@@ -207,6 +211,8 @@ class TokenHolder(Caller):
 
     def rate_fields(self) -> dict[str, str]:
         """See `Caller.rate_fields`."""
+        if not self._grant.is_rated:
+            return {}
         now = self._access.clock().monotonic
         buckets = self._buckets(now)
         if not buckets:
@@ -263,10 +269,10 @@ class Access:
         if scheme != b"bearer":
             raise unauthorized("the scheme of Authorization is Bearer", sent=False)
         match = _BEARER.match(fields[0])
-        if match is None or not is_well_formed(match[1]):
-            raise unauthorized("the token is incomplete or mistyped", sent=True)
-        found = self._keys.find(match[1], self.clock().wall)
-        if found is None:
+        found = None if match is None else self._keys.find(match[1], self.clock().wall)
+        if match is None or found is None:
+            if match is None or not is_well_formed(match[1]):
+                raise unauthorized("the token is incomplete or mistyped", sent=True)
             raise unauthorized("the token is not known, or not valid any more", sent=True)
         return TokenHolder(self, match[1], *found)
 
