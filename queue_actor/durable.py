@@ -87,6 +87,7 @@ class DurableEngine:
         self._draining = False
         self._closed = False
         self._looked_at = -inf  # monotonic; when nothing in the store was past its retention
+        self._look_seconds = settings.sweep_seconds  # until it is looked through again, however often is swept
 
     # --- life
 
@@ -281,7 +282,7 @@ class DurableEngine:
         swept = await engine.execute(command)
         now = self._clock()
         self._store.watch_log()
-        looked_lately = now.monotonic < self._looked_at + self._settings.sweep_seconds
+        looked_lately = now.monotonic < self._looked_at + self._look_seconds
         if looked_lately and not swept.over and not swept.dead_over:
             return swept
         limit = self._settings.sweep_slice
