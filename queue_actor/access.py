@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
+from math import inf
 from typing import Annotated, Any
 from zlib import crc32
 
@@ -122,10 +123,14 @@ class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_at: Moment | None = None
     revoked_at: Moment | None = None
 
+    @property
+    def valid_until(self) -> float:
+        """From which moment of the wall clock on it is not accepted, in seconds since the epoch."""
+        return min((moment.timestamp() for moment in (self.expires_at, self.revoked_at) if moment), default=inf)
+
     def is_valid(self, now: float) -> bool:
-        """Whether the token is accepted at this moment of the wall clock, in seconds since the epoch."""
-        ends = [moment.timestamp() for moment in (self.expires_at, self.revoked_at) if moment is not None]
-        return now < min(ends, default=now + 1)
+        """Whether the token is accepted at this moment of the wall clock."""
+        return now < self.valid_until
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -220,6 +225,10 @@ _decode_document = msgspec.json.Decoder(_Document).decode
 _decode_grant = msgspec.json.Decoder(Grant).decode
 
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be; the last for what is nested too deeply."""
+
+
 def decode_file(data: bytes) -> AccessFile:
     """The file of these bytes.
 
@@ -228,7 +237,7 @@ def decode_file(data: bytes) -> AccessFile:
     """
     try:
         document = _decode_document(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise AccessError(str(error)) from error
     grants: list[Grant] = []
     names: set[str] = set()
@@ -236,7 +245,7 @@ def decode_file(data: bytes) -> AccessFile:
     for number, raw in enumerate(document.tokens, 1):
         try:
             grant = _decode_grant(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise AccessError(f"{_called(raw, number)}: {error}") from error
         if grant.name in names:
             raise AccessError(f"token {grant.name}: there are two of this name")
@@ -252,7 +261,7 @@ def decode_file(data: bytes) -> AccessFile:
 def _called(raw: msgspec.Raw, number: int) -> str:
     """How a record that cannot be understood is called."""
     record: Any = None
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):  # then it has no name that could be told
+    with suppress(*UNREADABLE):  # then it has no name that could be told
         record = msgspec.json.decode(raw)
     name = record.get("name") if isinstance(record, dict) else None
     return f"token {name[:100]!a}" if isinstance(name, str) else f"token number {number}"

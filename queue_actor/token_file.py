@@ -27,7 +27,8 @@ def signature_of(path: Path) -> Signature:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    # The last tells of a change of its mode, too: a file may be there, and cannot be read yet.
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, status.st_ctime_ns
 
 
 def read_file(path: Path) -> AccessFile:

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -222,8 +222,7 @@ class TokenHolder(Caller):
     @contextmanager
     def while_valid(self) -> Iterator[trio.CancelScope]:
         """See `Caller.while_valid`."""
-        expires_at = self.secret.expires_at
-        seconds = inf if expires_at is None else expires_at.timestamp() - self._access.clock().wall
+        seconds = self.secret.valid_until - self._access.clock().wall
         with trio.move_on_after(max(0.0, seconds)) as scope:
             self._access.waiting[scope] = self
             if not self._access.knows(self):  # the file was read since the request was let in

@@ -374,6 +374,18 @@ async def test_a_wait_ends_when_its_token_expires(server: Server, tokens: Tokens
     assert waits.seconds == pytest.approx(5)
 
 
+async def test_a_wait_ends_when_its_token_is_to_be_revoked(server: Server, tokens: Tokens) -> None:
+    worker = add(server, tokens, "worker", "consume")
+    tokens.revoke("worker", seconds=5)
+    assert server.app.access is not None
+    server.app.access.read_again()
+    async with trio.open_nursery() as nursery:
+        waits = await Asked.start(nursery, server, "POST", f"{Q}/dequeue", {"wait_seconds": 20}, **worker)
+
+    assert waits.ids == []
+    assert waits.seconds == pytest.approx(5)
+
+
 async def test_who_comes_to_wait_with_a_token_that_has_just_been_revoked_does_not(
     server: Server, tokens: Tokens
 ) -> None:

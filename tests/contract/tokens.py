@@ -66,9 +66,9 @@ class Tokens:
         self.write()
         return token
 
-    def revoke(self, name: str) -> None:
-        """Revoke the tokens of a name."""
-        self.file = self.file.revoked(name, EPOCH_SECONDS)
+    def revoke(self, name: str, *, seconds: float = 0.0) -> None:
+        """Revoke the tokens of a name, so many seconds after the clock's first moment."""
+        self.file = self.file.revoked(name, EPOCH_SECONDS + seconds)
         self.write()
 
     def write(self) -> None:

@@ -182,6 +182,8 @@ def test_what_is_wrong_in_a_file_is_named_with_the_token(changed: dict[str, Any]
         (b'{"tokens": [], "version": 1}', "`version`"),
         (b'{"tokens": [1]}', "token number 1"),
         (b'{"tokens": [{"name": "\xff"}]}', "token number 1|utf-8"),
+        pytest.param(b'{"tokens": [' + b"[" * 200_000, "recursion", id="nested too deeply"),
+        pytest.param(b'{"tokens": [{"name": ' + b"[" * 2_000 + b"]" * 2_000 + b"}]}", "recursion", id="a name is"),
     ],
 )
 def test_what_is_no_such_file_is_refused(data: bytes, complaint: str) -> None:

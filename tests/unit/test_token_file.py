@@ -129,5 +129,7 @@ def test_a_signature_tells_every_change(tmp_path: Path) -> None:
     os.utime(other, ns=(1, 1))
     other.rename(path)
     seen.add(signature_of(path))
+    path.chmod(0o400)  # who could not read it before may be able to now
+    seen.add(signature_of(path))
 
-    assert len(seen) == 4
+    assert len(seen) == 5
