@@ -253,7 +253,7 @@ async def test_a_stream_is_not_slow_however_long_it_lasts(server: Server) -> Non
 
 
 async def test_a_slow_commit_is_warned_about(server: Server, store: FakeStore, settings: Settings) -> None:
-    if settings.data:
+    if settings.data:  # both engines within it are asked the same with a store that can be slow
         pytest.skip("its store is a real one, which takes no virtual time")
     store.seconds = 1.5
     await server.enqueue()
@@ -327,7 +327,7 @@ async def test_each_transition_has_a_line(engine: Engine, transitions: list[dict
 async def test_a_transition_is_told_after_it_is_kept(
     engine: Engine, store: FakeStore, settings: Settings, transitions: list[dict[str, Any]]
 ) -> None:
-    if settings.data:
+    if settings.data:  # both engines within it are asked the same with a store that can be held
         pytest.skip("its store is a real one, which cannot be held")
     store.hold()
     async with trio.open_nursery() as nursery:

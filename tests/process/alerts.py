@@ -67,6 +67,7 @@ def need(program: str) -> None:
     if shutil.which(program) is None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{program} is not installed, and without it no alert is tried")
+        # Who changes something else need not install it for the tests.
         pytest.skip(f"{program} is not installed: Debian has promtool in its package prometheus, lsof in its own")
 
 

@@ -213,7 +213,7 @@ CLOSED_WITHIN_SECONDS = 15.0
 def many_files() -> Iterator[None]:
     """This process may have as many files as it can have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 3_000:
+    if hard != resource.RLIM_INFINITY and hard < 3_000:  # a client of its own for each of 2,400 connections
         pytest.skip("the system allows fewer than 3,000 files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000) if hard > 0 else 10_000, hard))
     yield

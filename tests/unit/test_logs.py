@@ -31,8 +31,8 @@ def record(
 def failed(error: Exception) -> logging.LogRecord:
     made = record("failed", level=logging.ERROR)
     try:
-        raise error  # noqa: TRY301 - for its traceback
-    except Exception:  # noqa: BLE001 - a log takes whatever it was
+        raise error
+    except type(error):
         made.exc_info = sys.exc_info()
     return made
 

@@ -49,7 +49,7 @@ def call(server: HTTPConnection, path: str, body: Any, *, tries_max: int = 10) -
             server.close()  # the next request opens it again
         if ending and path == "dequeue":
             break
-        time.sleep(pause)
+        time.sleep(pause)  # before it asks again: a worker has nothing else to do
     return 0, {}
 
 
