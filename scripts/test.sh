@@ -2,7 +2,8 @@
 # Proves the project: scripts/test.sh [PROGRAMME] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
-#   --model N   N examples of the state machine beside its naive model, without a store and with one, and nothing else
+#   --model N   N lives of the state machine beside its naive model, and N/10 with a store, over all cores, and nothing
+#               else; --seed S repeats a run
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 #   --hostile N N connections that send what nobody should, storms and dropped polls, and nothing else; --seed S as above
@@ -20,9 +21,13 @@ if [ "${1:-}" = --all ]; then
     scripts/check.sh
 fi
 if [ "${1:-}" = --model ]; then
-    export MODEL_EXAMPLES=${2:?"--model needs a number of examples"}
+    export MODEL_LIVES=${2:?"--model needs a number of lives"}
     shift 2
-    set -- tests/simulation/test_model.py tests/simulation/test_durable_model.py "$@"
+    if [ "${1:-}" = --seed ]; then
+        export MODEL_SEED=${2:?"--seed needs a number"}
+        shift 2
+    fi
+    set -- tests/simulation/test_lives.py --capture=no "$@"
 fi
 if [ "${1:-}" = --power ]; then
     export POWER_CUTS=${2:?"--power needs a number of power cuts"}

@@ -4,7 +4,6 @@ Every command goes through the durable engine, and what it changes is committed 
 machine is thrown away, and another one goes on from the file. The model is told what a restart does.
 """
 
-import os
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from math import ceil, floor
@@ -31,8 +30,7 @@ from tests.opening import in_memory, open_backups, open_store
 from tests.simulation.model import Key, Model, Refused
 from tests.simulation.test_model import ModelMachine, builtins, kept_bytes, often, plain, rounded, run_examples
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "100"))
-"""Set by `scripts/test.sh --model N`."""
+EXAMPLES = 100
 
 TICKS = 1_024
 """Parts of a second in which time passes, so that differences between moments of one clock are those of the other."""

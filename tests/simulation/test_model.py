@@ -4,10 +4,10 @@ Hypothesis makes up commands and moments. Both sides carry them out; they must a
 same jobs afterwards. Besides, everything is counted again after each command, without the model's help.
 """
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -84,9 +84,7 @@ from queue_actor.tokens import SECRET_BYTES, Tokens
 from queue_actor.transitions import TRANSITIONS
 from tests.simulation.model import Facts, Key, Model, Refused
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "200"))
-"""Set by `scripts/test.sh --model N`."""
-
+EXAMPLES = 200
 EXAMPLES_SLOW = 2_000
 STEPS = 40
 
@@ -224,6 +222,9 @@ MEANT: dict[Any, frozenset[JobState]] = {
 }
 """The jobs that each verb is for."""
 
+NO_JOBS = dict.fromkeys(JobState, 0)
+Entry = tuple[float, Key]
+
 NEVER_REFUSED = (Sweep, ReadQueue, ListQueues, Search)
 
 
@@ -359,26 +360,31 @@ class ModelMachine(RuleBasedStateMachine):
 
     def compare(self) -> None:
         """Both sides hold the same."""
-        machine, model = self.machine, self.model
-        jobs = {(job["queue"], job["id"]): job for job in model.all_jobs()}
+        machine, model, books = self.machine, self.model, self.machine._ledger
+        jobs: dict[Key, Facts] = {}
+        scheduled: dict[Key, Entry] = {}
+        expiries: dict[Key, Entry] = {}
+        kept: dict[Key, Entry] = {}
+        dead: dict[Key, Entry] = {}
+        for job in model.all_jobs():
+            key = (job["queue"], job["id"])
+            jobs[key] = job
+            if job["state"] == "scheduled":
+                scheduled[key] = (job["not_before"], key)
+            if job["state"] in WAITING and job["expires_at"] is not None:
+                expiries[key] = (job["expires_at"], key)
+            if job["state"] in FINISHED:
+                (dead if job["state"] == "dead" else kept)[key] = (model.kept_until[key], key)
         assert self.known.keys() == jobs.keys()
-        for key, job in self.known.items():
-            if self.compared.get(key) is not job or job.revision != jobs[key]["revision"]:
-                assert builtins(job) == jobs[key]
-                self.compared[key] = job
-        books = machine._ledger
-        scheduled = {(job["queue"], job["id"]): job["not_before"] for job in model.all_jobs("scheduled")}
-        mortal = {(job["queue"], job["id"]): job["expires_at"] for job in model.all_jobs("scheduled", "queued")}
-        dead = {(job["queue"], job["id"]) for job in model.all_jobs("dead")}
-        for held, expected in (
-            (books.leases, model.lease_ends),
-            (books.planned, scheduled),
-            (books.expiries, {key: at for key, at in mortal.items() if at is not None}),
-            (books.kept, {key: at for key, at in model.kept_until.items() if key not in dead}),
-            (books.dead, {key: at for key, at in model.kept_until.items() if key in dead}),
-        ):
-            assert len(held) == len(expected)
-            assert {key: held[key] for key in expected} == expected
+        for key, known in self.known.items():
+            if self.compared.get(key) is not known or known.revision != jobs[key]["revision"]:
+                assert builtins(known) == jobs[key]
+                self.compared[key] = known
+        assert books.leases._live == {key: (at, key) for key, at in model.lease_ends.items()}
+        assert books.planned._live == scheduled
+        assert books.expiries._live == expiries
+        assert books.kept._live == kept
+        assert books.dead._live == dead
         assert books.run_ends == model.run_ends
         assert machine.next_due_seconds(self.now) == model.next_due_seconds()
         assert books.queues.keys() == model.queues.keys()
@@ -401,15 +407,22 @@ class ModelMachine(RuleBasedStateMachine):
         jobs = [job for queue in books.queues.values() for job in queue.jobs.values()]
         assert {(job.queue, job.id): job for job in jobs} == self.known
         assert {(name, id_) for name, queue in books.queues.items() for id_ in queue.jobs} == self.known.keys()
-        assert books.counts == {**dict.fromkeys(JobState, 0), **Counter(job.state for job in jobs)}
+        counts = NO_JOBS.copy()
         for queue in books.queues.values():
-            own = queue.jobs.values()
-            assert queue.counts == {**dict.fromkeys(JobState, 0), **Counter(job.state for job in own)}
-            assert not own or min(queue.jobs) >= queue.first_id
-            places = [job.place for job in own if job.state is JobState.QUEUED]
+            own = NO_JOBS.copy()
+            places = []
+            for job in queue.jobs.values():
+                own[job.state] += 1
+                if job.state is JobState.QUEUED:
+                    places.append(job.place)
+            assert queue.counts == own
+            assert not queue.jobs or min(queue.jobs) >= queue.first_id
             assert len(set(places)) == len(places)
             assert max(places, default=0) < queue.next_place
-        assert books.kept_bytes == sum(kept_bytes(job) for job in jobs)
+            for state, count in own.items():
+                counts[state] += count
+        assert books.counts == counts
+        assert books.kept_bytes == sum(map(kept_bytes, jobs))
         assert books.held == Counter(
             job.holder for job in jobs if job.state is JobState.IN_PROGRESS and job.holder is not None
         )
@@ -902,65 +915,45 @@ def rounded(reply: Any) -> Any:
 
 
 def kept_bytes(job: Job) -> int:
-    errors = [attempt.error for attempt in job.history if attempt.error is not None]
-    texts = [job.payload, job.result, job.progress]
-    return sum(len(e.type) + len(e.message) for e in errors) + sum(len(text) for text in texts if text is not None)
+    texts: list[str | bytes | None] = [job.payload, job.result, job.progress]
+    for attempt in job.history:
+        if attempt.error is not None:
+            texts += (attempt.error.type, attempt.error.message)
+    return sum([len(text) for text in texts if text is not None])
 
 
-def copy_of(machine: StateMachine) -> Facts:
-    """All that a machine holds, deeply, to be compared; of the ready arrays what they say rather than how."""
+def copy_of(machine: StateMachine) -> list[tuple[str, Any]]:
+    """All that a machine holds, deeply, to be compared; but for the ready arrays, which `compare` asks everything."""
     books = machine._ledger
-    keys = [(name, id_) for name, queue in books.queues.items() for id_ in queue.jobs]
-    facts = {name: copied(value, keys) for name, value in vars(machine).items() if name not in HELD_BESIDE}
-    facts |= {name: copied(value, keys) for name, value in vars(books).items() if name not in HELD_BESIDE}
-    facts["queues"] = {
-        name: {slot: copied(getattr(queue, slot), keys) for slot in Queue.__slots__ if slot != "ready"}
-        for name, queue in books.queues.items()
-    }
-    facts["ready"] = {
-        name: [
-            queue.ready.ahead(job.priority, job.place) for job in queue.jobs.values() if job.state is JobState.QUEUED
-        ]
-        for name, queue in books.queues.items()
-    }
-    return facts
+    held = [(name, value) for side in (machine, books) for name, value in vars(side).items() if name not in HELD_BESIDE]
+    for name, queue in books.queues.items():
+        held += [(name, value) for value in FACTS_OF_QUEUE(queue)]
+        held += [(name, FACTS_OF_METER(meter)) for meter in queue.meters.values()]
+    return [(name, value if type(value) in FROZEN else COPIES[type(value)](value)) for name, value in held]
 
 
 HELD_BESIDE = frozenset(
     {"_settings", "_tokens", "_ledger", "_retention", "_queues", "_verbs", "queues", "_changes", "_readied"}
 )
-
-
-def copied(value: Any, keys: Sequence[Key]) -> Any:
-    if value is None or isinstance(value, int | float | str | msgspec.Struct):
-        return value
-    match value:
-        case {"enqueue": Meter()}:
-            return [(verb, *(getattr(meter, slot) for slot in Meter.__slots__)) for verb, meter in value.items()]
-        case dict() | set() | list():
-            return value.copy()
-        case Deadlines():
-            return len(value), [deadline(value, key) for key in keys]
-        case Histogram():
-            return value.figures()
-        case Answers():
-            return list(value._answers.items()), value._jobs
-        case _:
-            raise AssertionError(f"{value!r} is not compared")
-
-
-def deadline(held: Deadlines[Key], key: Key) -> float | None:
-    try:
-        return held[key]
-    except KeyError:
-        return None
+FACTS_OF_QUEUE = attrgetter(*(slot for slot in Queue.__slots__ if slot not in {"ready", "meters"}))
+FACTS_OF_METER = attrgetter(*Meter.__slots__)
+FROZEN = frozenset({type(None), bool, int, float, str, QueuePolicy, tuple})
+COPIES: dict[type, Callable[[Any], Any]] = {
+    dict: dict.copy,
+    set: set.copy,
+    list: list.copy,
+    Deadlines: lambda held: held._live.copy(),
+    Histogram: lambda held: (held._counts.copy(), held._sum),
+    Answers: lambda held: (list(held._answers.items()), held._jobs),
+}
+"""How what may change is copied. What dictionaries and lists hold does not change, nor do tuples."""
 
 
 # --- the tests
 
 
-@pytest.fixture
-def small_limits() -> Iterator[None]:
+@contextmanager
+def with_small_limits() -> Iterator[None]:
     """Let limits that no setting sets be small, too."""
     with ExitStack() as stack:
         for module, name, value in (
@@ -971,6 +964,12 @@ def small_limits() -> Iterator[None]:
             (deadlines, "_DEAD_ENTRIES_MIN", DEAD_ENTRIES_MIN),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+@pytest.fixture
+def small_limits() -> Iterator[None]:
+    with with_small_limits():
         yield
 
 
