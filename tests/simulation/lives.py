@@ -18,7 +18,7 @@ Draw = Callable[[Callable[[], float]], Any]
 """What makes up one value, given a source of numbers from 0 to below 1."""
 
 
-def drawn_plainly(strategy: SearchStrategy[Any]) -> Draw:
+def drawn_plainly(strategy: SearchStrategy[Any]) -> Draw:  # noqa: PLR0911 - a line for each kind of strategy
     """A strategy as a function.
 
     What is read here is private to Hypothesis: a kind of strategy that is not known by its name is an error, and an
@@ -98,7 +98,7 @@ class Lives:
 
     def made_up(self, number: int) -> Iterator[Step]:
         """What one sets out to do, for ever."""
-        source = Random(f"{self._seed}/{number}").random
+        source = Random(f"{self._seed}/{number}").random  # noqa: S311 - to be repeated
         rule, arguments = self._begin
         while True:
             yield Step(rule, {name: draw(source) for name, draw in arguments})
