@@ -275,21 +275,26 @@ def encode_file(file: AccessFile) -> bytes:
 # --- what a server looks tokens up in
 
 
+_UNKNOWN = (-inf, None)  # never valid
+
+
 class Keyring:
     """All tokens of a file, by their hashes."""
 
     def __init__(self, file: AccessFile) -> None:
         self.grants = {grant.name: grant for grant in file.grants}
         self._secrets = {
-            bytes.fromhex(secret.sha256): (grant, secret) for grant in file.grants for secret in grant.tokens
+            bytes.fromhex(secret.sha256): (secret.valid_until, (grant, secret))
+            for grant in file.grants
+            for secret in grant.tokens
         }
 
     def find(self, token: bytes, now: float) -> tuple[Grant, Secret] | None:
         """The grant of a token that is valid now (wall clock), and what is kept of the token; None: it is not."""
         # The hash is compared, not the token: how long that takes tells nothing that helps to guess one.
-        found = self._secrets.get(sha256(token).digest())
-        return found if found is not None and found[1].is_valid(now) else None
+        valid_until, found = self._secrets.get(sha256(token).digest(), _UNKNOWN)
+        return found if now < valid_until else None
 
     def count_valid(self, now: float) -> int:
         """How many tokens are valid at this moment."""
-        return sum(secret.is_valid(now) for _, secret in self._secrets.values())
+        return sum(now < valid_until for valid_until, _ in self._secrets.values())

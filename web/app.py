@@ -124,7 +124,8 @@ class App(QuartTrio):
             self._log(request, request_id, started, facts={"code": "unanswered", **self._while_draining()})
             raise
         response.headers.update(identity)
-        response.headers.update(caller_of(request).rate_fields())
+        if limits := caller_of(request).rate_fields():
+            response.headers.update(limits)
         if self.draining:
             response.headers["Connection"] = "close"
         if response.lasts:

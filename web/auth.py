@@ -260,19 +260,10 @@ class Access:
             Problem: `unauthorized`.
         """
         fields = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not fields:
-            raise unauthorized("this server needs an access token, as Authorization: Bearer", sent=False)
-        if len(fields) > 1:
-            raise unauthorized("there is more than one Authorization", sent=True)
-        scheme = fields[0].partition(b" ")[0].lower()
-        if scheme != b"bearer":
-            raise unauthorized("the scheme of Authorization is Bearer", sent=False)
-        match = _BEARER.match(fields[0])
+        match = _BEARER.match(fields[0]) if len(fields) == 1 else None
         found = None if match is None else self._keys.find(match[1], self.clock().wall)
         if match is None or found is None:
-            if match is None or not is_well_formed(match[1]):
-                raise unauthorized("the token is incomplete or mistyped", sent=True)
-            raise unauthorized("the token is not known, or not valid any more", sent=True)
+            raise _refusal(fields)
         return TokenHolder(self, match[1], *found)
 
     # --- reading again
@@ -299,6 +290,20 @@ class Access:
     def has_changed(self) -> bool:
         """Whether the file is not the one that was read, links followed."""
         return signature_of(self._path) != self._signature
+
+
+def _refusal(fields: list[bytes]) -> Problem:
+    """What to say to fields of Authorization that hold no valid token."""
+    if not fields:
+        return unauthorized("this server needs an access token, as Authorization: Bearer", sent=False)
+    if len(fields) > 1:
+        return unauthorized("there is more than one Authorization", sent=True)
+    if fields[0].partition(b" ")[0].lower() != b"bearer":
+        return unauthorized("the scheme of Authorization is Bearer", sent=False)
+    match = _BEARER.match(fields[0])
+    if match is None or not is_well_formed(match[1]):
+        return unauthorized("the token is incomplete or mistyped", sent=True)
+    return unauthorized("the token is not known, or not valid any more", sent=True)
 
 
 def admit(access: Access | None, request: Request) -> None:

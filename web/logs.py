@@ -30,9 +30,11 @@ def facts_of(record: logging.LogRecord) -> dict[str, Any]:
         "time": _written(record.created),
         "level": record.levelname.lower(),
         "event": _short(record.getMessage()),
+        **getattr(record, "facts", {}),
     }
-    for name, value in getattr(record, "facts", {}).items():
-        facts[name] = _short(value) if isinstance(value, str) else value
+    for name, value in facts.items():
+        if isinstance(value, str) and len(value) > TEXT_CHARACTERS_MAX:
+            facts[name] = _short(value)
     if record.name != "web":
         facts["logger"] = record.name
     if record.exc_info:
@@ -90,6 +92,7 @@ def set_up_logging(settings: Settings) -> None:
     level = TRANSITION if settings.log_level == "transitions" else settings.log_level.upper()
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.captureWarnings(capture=True)
-    # What no line tells need not be found out for each.
+    # What no line tells need not be found out for each; the last is the file of whoever wrote it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - as Python's own guide to logging has it, under "Optimization"
     logging.getLogger("hypercorn.error").setLevel(logging.WARNING)  # the ready line is this server's own

@@ -163,6 +163,12 @@ def serve(settings: Settings, parts: Parts, profile_file: Path | None = None) ->
         profile.dump_stats(profile_file)
 
 
+def rotated(rows: list[str], number: int) -> list[str]:
+    """The same in a circle, begun so much later."""
+    begin = number % len(rows)
+    return rows[begin:] + rows[:begin]
+
+
 def main() -> None:
     """Measures, or with --serve is the server that is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -194,8 +200,10 @@ def main() -> None:
     with ExitStack() as stack:
         wanted = {server for server, _, _ in rows.values()}
         servers = {name: stack.enter_context(started(commands[name])) for name in wanted}
-        for _ in range(rounds):
-            for name, (server, script, _) in rows.items():
+        for number in range(rounds):
+            # Each in turn is the first: whatever a round begins or ends with must not meet the same row each time.
+            for name in rotated(list(rows), number):
+                server, script, _ = rows[name]
                 pid, port = servers[server]
                 # A thousand batches of a thousand from sixteen clients at once would measure the queue's limits.
                 connections = 4 if name.endswith("1000") else 16
