@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from msgspec.structs import replace
 
 from queue_actor.directory import open_directory
 from tests.benchmarks.http import SETTINGS, batches, serve
-from tests.benchmarks.load import Measure, measure, started
+from tests.benchmarks.load import Measure, measure, rotated, started
 from web.__main__ import SWITCH_SECONDS, Parts
 
 KINDS = ("memory", "normal", "full")
 CLIENTS = (1, 4, 16, 64, 256)
+CLIENTS_QUICK = (1, 16, 64)
 SIZES = (1, 10, 100, 1_000)
 JOBS_AT_ONCE_MAX = 32_000
 """More jobs under way at once would measure the server's limits."""
@@ -38,16 +40,17 @@ def serve_kind(kind: str, directory: Path) -> None:
         serve(settings, Parts(data=data))
 
 
-def cells(*, quick: bool) -> list[tuple[int, int]]:
+def cells(clients: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Which numbers of clients and sizes of batches are measured."""
-    clients = (1, 16, 64) if quick else CLIENTS
-    return [(many, size) for many in clients for size in SIZES if many * size <= JOBS_AT_ONCE_MAX]
+    return [(many, size) for many in clients for size in sizes if many * size <= JOBS_AT_ONCE_MAX]
 
 
 def main() -> None:
     """Measures, or with --serve is the server that is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer cells and rounds")
+    parser.add_argument("--clients", type=int, nargs="+", default=None, help="measure only these numbers of clients")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="measure only these sizes of batches")
     parser.add_argument("--json", type=Path, help="where to write every round")
     parser.add_argument("--serve", choices=KINDS)
     parser.add_argument("--directory", type=Path)
@@ -56,6 +59,7 @@ def main() -> None:
         serve_kind(arguments.serve, arguments.directory)
         return
     rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.0)
+    clients = arguments.clients or (CLIENTS_QUICK if arguments.quick else CLIENTS)
     measures: dict[Cell, list[Measure]] = {}
     commits: dict[Cell, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
@@ -64,9 +68,10 @@ def main() -> None:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-", dir=".cache"))
         command = [sys.executable, "-m", "tests.benchmarks.durable", "--directory", directory, "--serve"]
         servers = {kind: stack.enter_context(started([*command, kind])) for kind in KINDS}
-        for _ in range(rounds):
-            for many, size in cells(quick=arguments.quick):
-                for kind in KINDS:
+        for number in range(rounds):
+            for many, size in cells(clients, arguments.sizes):
+                # Each is the first in turn, so that what comes and goes on the machine meets them alike.
+                for kind in rotated(KINDS, number):
                     pid, port = servers[kind]
                     one = measure(pid, port, partial(batches, size), connections=many, seconds=seconds)
                     measures.setdefault((many, size, kind), []).append(one)

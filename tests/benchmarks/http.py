@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from queue_actor.access import RANDOM_BYTES, AccessFile, Grant, Scope, Secret, encode_file, new_token, token_hash
 from queue_actor.settings import Settings
 from tests.benchmarks import pong
-from tests.benchmarks.load import READY, Answer, Measure, Script, measure, report, started
+from tests.benchmarks.load import READY, Answer, Measure, Script, measure, report, rotated, started
 from web.__main__ import Parts, serve_queue
 from web.auth import Access
 from web.binding import listen
@@ -163,12 +163,6 @@ def serve(settings: Settings, parts: Parts, profile_file: Path | None = None) ->
         profile.dump_stats(profile_file)
 
 
-def rotated(rows: list[str], number: int) -> list[str]:
-    """The same in a circle, begun so much later."""
-    begin = number % len(rows)
-    return rows[begin:] + rows[:begin]
-
-
 def main() -> None:
     """Measures, or with --serve is the server that is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -202,7 +196,7 @@ def main() -> None:
         servers = {name: stack.enter_context(started(commands[name])) for name in wanted}
         for number in range(rounds):
             # Each in turn is the first: whatever a round begins or ends with must not meet the same row each time.
-            for name in rotated(list(rows), number):
+            for name in rotated(tuple(rows), number):
                 server, script, _ = rows[name]
                 pid, port = servers[server]
                 # A thousand batches of a thousand from sixteen clients at once would measure the queue's limits.

@@ -130,6 +130,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
+def rotated(names: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """The same in a circle, begun so much later."""
+    begin = number % len(names)
+    return names[begin:] + names[:begin]
+
+
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
     """Process id and port of a server that prints `ready PORT` on a line of its own; ends with the block."""
