@@ -2,7 +2,7 @@
 # Proves the project: scripts/test.sh [PROGRAMME] [pytest arguments]
 #   (nothing)   every test that is not slow, the real server as a process included; under 5 minutes
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
-#   --model N   N lives of the state machine beside its naive model, and N/10 with a store, over all cores, and nothing
+#   --model N   N lives of the state machine beside its naive model, and N/100 with a store, over all cores, and nothing
 #               else; --seed S repeats a run
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do

@@ -233,6 +233,8 @@ class ModelMachine(RuleBasedStateMachine):
 
     reached: ClassVar[set[tuple[str, str, str]]] = set()  # transitions made in any example
     agreed = False  # on all that came so far
+    looked_at_every: ClassVar[int] = 1
+    """After how many commands the whole state is looked at, and not only the replies."""
 
     @initialize(
         world=WORLDS,
@@ -256,6 +258,7 @@ class ModelMachine(RuleBasedStateMachine):
         self.revision = 0
         self.compared: dict[Key, Job] = {}
         self.under_keys: list[Enqueue | Dequeue] = []
+        self.commands = 0
         self.do(SetPolicy("a", policy))
         self.enqueue("a", jobs, None)
         if others:
@@ -288,7 +291,9 @@ class ModelMachine(RuleBasedStateMachine):
         self.agreed = False
         self.model.now = self.now
         available = [name for name in self.model.queues if self.model.available(name)]
-        before = None if isinstance(command, NEVER_REFUSED) else copy_of(self.machine)
+        self.commands += 1
+        looks = self.commands % self.looked_at_every == 0
+        before = copy_of(self.machine) if looks and not isinstance(command, NEVER_REFUSED) else None
         try:
             reply: Any = self.machine.apply(command, self.now)
         except QueueError as refusal:
@@ -308,13 +313,15 @@ class ModelMachine(RuleBasedStateMachine):
         if isinstance(reply, QueueError) or (
             isinstance(reply, Results) and all(isinstance(job, QueueError) for job in reply.jobs)
         ):
-            assert before == copy_of(self.machine), "a refused command changed something"
+            if before is not None:
+                assert before == copy_of(self.machine), "a refused command changed something"
             assert not changes
             assert not readied
         if isinstance(command, Enqueue | Dequeue) and command.key is not None:
             self.under_keys.append(command)
-        self.compare()
-        self.count_again()
+        if looks:
+            self.compare()
+            self.count_again()
         self.agreed = True
         return reply
 
