@@ -288,7 +288,7 @@ class StateMachine:
         for n, new in enumerate(command.jobs):
             if new.not_before is not None and new.not_before > latest:
                 raise InvalidCommand(
-                    f"a job starts at most delay_seconds_max, {self._settings.delay_seconds_max:g}, from now",
+                    f"a job starts at most delay_seconds_max, {self._settings.delay_seconds_max:.12g}, from now",
                     field=f"jobs[{n}].not_before",
                 )
 
@@ -512,7 +512,7 @@ class StateMachine:
         seconds = claim.lease_seconds or job.lease_seconds
         left = self._ledger.run_ends.get((queue.name, job.id), inf) - now.monotonic
         if seconds > left:
-            raise RunTooLong(f"this attempt may last {max(0.0, left):g} s more", field="lease_seconds")
+            raise RunTooLong(f"this attempt may last {max(0.0, left):.12g} s more", field="lease_seconds")
         self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
         facts: dict[str, Any] = {"lease_seconds": seconds, "lease_expires_at": now.wall + seconds}
         if claim.progress is not None:

@@ -154,7 +154,7 @@ def _listing(file: AccessFile, now: float, *, as_json: bool) -> str:
 
 def _line(told: dict[str, Any]) -> str:
     limits = [
-        f"{name}={told[name]:g}"
+        f"{name}={told[name]:.12g}"
         for name in ("requests_per_second", "jobs_per_second", "in_progress_max")
         if told[name] is not None
     ]

@@ -169,7 +169,7 @@ class TokenHolder(Caller):
         if seconds > 0:
             raise Problem(
                 "rate_limited",
-                f"this token may move {bucket.per_second:g} {unit} a second, and has",
+                f"this token may move {bucket.per_second:.12g} {unit} a second, and has",
                 Retry_After=str(max(1, ceil(seconds))),
             )
         bucket.take(count, now)

@@ -175,7 +175,7 @@ class DequeueBody(Body, frozen=True):
         if self.wait_seconds > settings.wait_seconds_max:
             raise Problem(
                 "invalid",
-                f"wait_seconds is at most wait_seconds_max, {settings.wait_seconds_max:g}",
+                f"wait_seconds is at most wait_seconds_max, {settings.wait_seconds_max:.12g}",
                 field="wait_seconds",
             )
         _check_lease(self.lease_seconds, settings, "lease_seconds")
@@ -381,9 +381,13 @@ def check_batch(jobs: Sequence[object], settings: Settings) -> None:
 
 def _check_lease(seconds: float | None, settings: Settings, field: str) -> None:
     if seconds is not None and seconds > settings.lease_seconds_max:
-        raise Problem("invalid", f"a lease is at most lease_seconds_max, {settings.lease_seconds_max:g}", field=field)
+        raise Problem(
+            "invalid", f"a lease is at most lease_seconds_max, {settings.lease_seconds_max:.12g}", field=field
+        )
 
 
 def _check_delay(seconds: float | None, settings: Settings, field: str) -> None:
     if seconds is not None and seconds > settings.delay_seconds_max:
-        raise Problem("invalid", f"a delay is at most delay_seconds_max, {settings.delay_seconds_max:g}", field=field)
+        raise Problem(
+            "invalid", f"a delay is at most delay_seconds_max, {settings.delay_seconds_max:.12g}", field=field
+        )

@@ -194,7 +194,9 @@ def wait_seconds(text: str | None, settings: Settings, field: str = "wait") -> f
         return 0.0
     seconds = float(text) if _SECONDS.match(text) else -1.0
     if not 0 <= seconds <= settings.wait_seconds_max:
-        raise Problem("invalid", f"{field} is a number of seconds from 0 to {settings.wait_seconds_max:g}", field=field)
+        raise Problem(
+            "invalid", f"{field} is a number of seconds from 0 to {settings.wait_seconds_max:.12g}", field=field
+        )
     return seconds
 
 

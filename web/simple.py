@@ -124,7 +124,7 @@ def show_lease(lease: Lease) -> Reply:
         "Queue-Lease-Token": lease.token,
         "Queue-Lease-Fence": str(job.fence),
         "Queue-Lease-Expires": timestamp(job.lease_expires_at or 0.0),
-        "Queue-Lease-Seconds": f"{job.lease_seconds:g}",
+        "Queue-Lease-Seconds": f"{job.lease_seconds:.12g}",
         "Queue-Attempt": str(job.attempts),
     }
     return show_job(job, headers)

@@ -256,12 +256,18 @@ async def test_dequeue_tells_of_the_lease_in_headers(server: Server) -> None:
     assert int((await server.dequeue()).headers["queue-lease-fence"]) > fence
 
 
-async def test_the_length_of_a_lease_is_told_as_it_was_set(serve: Serve) -> None:
-    async with serve(lease_seconds=0.25) as server:
+@pytest.mark.parametrize(
+    ("seconds", "told", "expires"),
+    [(0.25, "0.25", "2027-01-15T08:00:00.250Z"), (1_234_567.5, "1234567.5", "2027-01-29T14:56:07.500Z")],
+)
+async def test_the_length_of_a_lease_is_told_as_it_was_set(
+    serve: Serve, seconds: float, told: str, expires: str
+) -> None:
+    async with serve(lease_seconds=seconds, lease_seconds_max=2_000_000.0) as server:
         await server.enqueue()
         headers = (await server.dequeue()).headers
-        assert headers["queue-lease-seconds"] == "0.25"
-        assert headers["queue-lease-expires"] == "2027-01-15T08:00:00.250Z"
+        assert headers["queue-lease-seconds"] == told
+        assert headers["queue-lease-expires"] == expires
 
 
 async def test_a_stale_job_is_handed_out_again_as_another_attempt(server: Server) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ import pytest
 
 from tests.process.server import ROOT, START_SECONDS, Server, eventually, running_server
 from tests.process.test_real_work import files_of_the_standard_library
+from tests.process.tokens import bearer, token
 
 pytestmark = pytest.mark.process
 
@@ -60,14 +62,14 @@ class Said(NamedTuple):
 class Worker:
     """A worker process in a group of its own; `said` is what it has printed."""
 
-    def __init__(self, kind: str, name: str, address: str, queue: str) -> None:
+    def __init__(self, kind: str, name: str, address: str, queue: str, **environment: str) -> None:
         self.kind = kind
         self.name = name
         self.said: list[Said] = []
         program, file = COMMANDS[kind]
         self.process = subprocess.Popen(
             [program, str(WORKERS / file), address, queue],
-            env=os.environ | {"CONSUMER": name, "LEASE_SECONDS": str(LEASE_SECONDS)},
+            env=os.environ | {"CONSUMER": name, "LEASE_SECONDS": str(LEASE_SECONDS)} | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -471,6 +473,22 @@ def test_a_worker_that_is_asked_to_end_finishes_its_job_and_takes_no_other(
     assert outcomes(queue.read(id_)) == [("concluded", "w")]
     assert queue.read(other)["state"] == "queued"
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@each_kind
+def test_a_worker_shows_its_access_token(kind: str, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    shown = token(tokens, "create", "worker", "--scope", "consume", "--queue", "*")
+    producer = token(tokens, "create", "producer", "--scope", "produce", "--queue", "*")
+    (tmp_path / "file").write_bytes(b"content")
+    with running_server("--tokens", str(tokens)) as server:
+        url = f"http://{server.host}:{server.port}"
+        body = json.dumps({"jobs": [{"type": "hash", "payload": str(tmp_path / "file")}]}).encode()
+        headers = bearer(producer) | {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/queues/q/enqueue", body, headers)).close()
+
+        with Worker(kind, "w", url, "q", ACCESS_TOKEN=shown) as worker:
+            told(worker, Said("conclude", 1))
 
 
 @each_kind

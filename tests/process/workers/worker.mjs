@@ -3,7 +3,7 @@
 //
 //     node worker.mjs http://127.0.0.1:8080 files
 //
-// Copy it, and put your own work into `work`. SIGTERM lets it finish the job in hand, and end.
+// Copy it, and put your own work into `work`. SIGTERM lets it finish the job in hand, and end. ACCESS_TOKEN is shown.
 import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { hostname } from "node:os";
@@ -11,6 +11,7 @@ import process from "node:process";
 
 const [server, queue] = process.argv.slice(2);
 const consumer = process.env.CONSUMER || `${hostname()}-${process.pid}`;
+const shown = process.env.ACCESS_TOKEN ? { Authorization: `Bearer ${process.env.ACCESS_TOKEN}` } : {};
 const leaseSeconds = Number(process.env.LEASE_SECONDS || 30);
 const waitSeconds = 5; // of a poll. None is cut short, for its answer may bring a job: SIGTERM is heeded after it
 const again = [408, 429, 500, 502, 503, 504]; // nothing was done, or nobody knows: the same may be sent again
@@ -24,7 +25,7 @@ const sleep = (seconds) => new Promise((wake) => setTimeout(wake, seconds * 1000
 // It may be sent twice without harm: the token tells that it is the same, and of a dequeue the key does. Under it, one
 // that is sent again gets the job of the answer that was lost.
 async function call(path, body, triesMax = 10) {
-  const headers = path === "dequeue" ? { "Idempotency-Key": randomUUID() } : {};
+  const headers = path === "dequeue" ? { ...shown, "Idempotency-Key": randomUUID() } : shown;
   for (let tries = 0; tries < triesMax; tries++) {
     let pause = Math.random() * Math.min(0.1 * 2 ** tries, 10); // or all workers would return at the same moment
     try {

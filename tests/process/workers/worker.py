@@ -3,7 +3,7 @@
 
     worker.py http://127.0.0.1:8080 files
 
-Copy it, and put your own work into `work`. SIGTERM lets it finish the job in hand, and end.
+Copy it, and put your own work into `work`. SIGTERM lets it finish the job in hand, and end. ACCESS_TOKEN is shown.
 """
 
 import json
@@ -20,12 +20,12 @@ from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-SERVER, QUEUE = sys.argv[1:]
+HOST, QUEUE = urlsplit(sys.argv[1]).netloc, sys.argv[2]
+SHOWN = {"Authorization": f"Bearer {token}"} if (token := os.environ.get("ACCESS_TOKEN")) else {}
 CONSUMER = os.environ.get("CONSUMER") or f"{os.uname().nodename}-{os.getpid()}"
 LEASE_SECONDS = float(os.environ.get("LEASE_SECONDS", "30"))
-WAIT_SECONDS = 5  # of a poll. None is cut short, for its answer may bring a job: SIGTERM is heeded after it
+WAIT_SECONDS, TIMEOUT_SECONDS = 5, 15  # of a poll, and of any request. None is cut short: its answer may bring a job
 AGAIN = {408, 429, 500, 502, 503, 504}  # nothing was done, or nobody knows: the same request may be sent again
-HOST, TIMEOUT_SECONDS = urlsplit(SERVER).netloc, WAIT_SECONDS + 10
 ending: list[int] = []  # the signals that came. An Event would take a lock, which a signal handler must not
 
 
@@ -35,7 +35,7 @@ def call(server: HTTPConnection, path: str, body: Any, *, tries_max: int = 10) -
     It may be sent twice without harm: the token tells that it is the same, and of a dequeue the key does. Under it, one
     that is sent again gets the job of the answer that was lost.
     """
-    headers = {"Idempotency-Key": str(uuid.uuid4())} if path == "dequeue" else {}
+    headers = SHOWN | ({"Idempotency-Key": str(uuid.uuid4())} if path == "dequeue" else {})
     for tries in range(tries_max):
         pause = random.uniform(0, min(0.1 * 2**tries, 10))  # or all workers would return at the same moment
         try:

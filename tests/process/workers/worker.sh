@@ -3,7 +3,7 @@
 #
 #     worker.sh http://127.0.0.1:8080 files
 #
-# Copy it, and put your own work into `work`. SIGTERM lets it finish the job in hand, and end.
+# Copy it, and put your own work into `work`. SIGTERM lets it finish the job in hand, and end. ACCESS_TOKEN is shown.
 #
 # It has no JSON parser, and reads answers by pattern. That does for payloads that are one string without a backslash:
 # another one is failed rather than guessed at. Should it misread a token, say in a payload that tells of a "lease" of
@@ -15,8 +15,8 @@ lease_seconds=${LEASE_SECONDS:-30}
 beat_seconds=$((lease_seconds < 6 ? 1 : lease_seconds / 3)) # so one or two beats may get lost
 wait_seconds=5 # of a poll. None is cut short, for its answer may bring a job: SIGTERM is heeded after it
 files=$(mktemp -d) || exit 1
-answer_file=$files/answer
-ending='' failed=0
+answer_file=$files/answer ending='' failed=0
+printf '%s' "${ACCESS_TOKEN:+header = \"Authorization: Bearer $ACCESS_TOKEN\"}" >"$files/curl" # `ps` tells arguments
 trap 'ending=1' TERM INT
 
 # call PATH BODY SECONDS [OPTION]...: $status and $answer; the status is 000 if no answer came in so many seconds.
@@ -27,8 +27,8 @@ call() {
     path=$1 body=$2 seconds=$3
     shift 3
     : >"$answer_file"
-    status=$(curl -s -o "$answer_file" -w '%{http_code}' -m $((wait_seconds + 10)) --retry 10 --retry-all-errors \
-        --retry-max-time "$seconds" "$@" -d "$body" "$server/v1/queues/$queue/$path")
+    status=$(curl -s -K "$files/curl" -o "$answer_file" -w '%{http_code}' -m $((wait_seconds + 10)) --retry 10 \
+        --retry-all-errors --retry-max-time "$seconds" "$@" -d "$body" "$server/v1/queues/$queue/$path")
     answer=$(cat "$answer_file")
 }
 
