@@ -171,10 +171,13 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
     parser.add_argument("--rows", default="", help="measure only the rows whose name begins so")
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--port", type=int, default=0, help="with --serve: where to listen")
     parser.add_argument("--with", dest="switches", nargs="*", choices=SWITCHES, default=["logging", "metrics"])
     arguments = parser.parse_args()
     if arguments.serve:
-        settings = SETTINGS if "logging" in arguments.switches else replace(SETTINGS, log_level="error")
+        settings = replace(SETTINGS, bind=f"127.0.0.1:{arguments.port}")
+        if "logging" not in arguments.switches:
+            settings = replace(settings, log_level="error")
         if "metrics" not in arguments.switches:
             RequestMeters.note = lambda *_: None  # type: ignore[method-assign] # in this process alone
         serve(settings, Parts(access=access() if "access" in arguments.switches else None), arguments.profile)
