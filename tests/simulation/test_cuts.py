@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.commands import (
     Cancel,
@@ -366,7 +367,7 @@ class Run:
             answer = await reader.read(method)
             self.server.check(answer, method)
             self.server.described.check(method, target, answer)
-            return check_codes(method, target, answer)
+            return check_codes(method, target.replace(facts.queue, "q"), answer)
         return None
 
     async def _check_who_left(self, instrument: AtStep, facts: Facts) -> None:
@@ -379,7 +380,8 @@ class Run:
     async def _repeat(self, facts: Facts) -> None:
         """The same once more, under the same key."""
         method, target, body, headers = self._sent
-        answer = check_codes(method, target, await self.server.ask(method, target, body, headers.items()))
+        answer = await self.server.ask(method, target, body, headers.items())
+        check_codes(method, target.replace(facts.queue, "q"), answer)
         assert answer.status in self.scenario.again, answer
 
     async def _check_jobs(self, facts: Facts) -> None:
@@ -420,10 +422,10 @@ def cut_all(scenarios: Sequence[Scenario], cut: str, **settings: Any) -> int:
         points = 0
         store = FakeStore()
         store.seconds = COMMIT_SECONDS
-        limits = Settings(lease_seconds=LEASE_SECONDS, sweep_seconds=SWEEP_SECONDS, batch_jobs_max=3, **settings)
+        limits = Settings(lease_seconds=LEASE_SECONDS, sweep_seconds=SWEEP_SECONDS, batch_jobs_max=3, metrics_queues_max=1, **settings)
         async with serving(limits, store=store) as server:
             await server.ask("GET", "/healthz")
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             for scenario in scenarios:
                 try:
                     points += await Run(server, scenario, cut).with_all_cuts()
@@ -434,3 +436,39 @@ def cut_all(scenarios: Sequence[Scenario], cut: str, **settings: Any) -> int:
         return points
 
     return in_seeded_virtual_time(ORDER, main)
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints figures when the test passes, too."""
+
+    def told(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n{text}")
+
+    return told
+
+
+async def test_every_route_has_a_scenario() -> None:
+    async with serving(Settings()) as server:
+        served = {rule.endpoint for rule in server.app.url_map.iter_rules()}
+
+    assert {scenario.endpoint for scenario in SCENARIOS} == served
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_request_may_be_cut_at_any_step(cut: str) -> None:
+    shown = [scenario for scenario in SCENARIOS if scenario.endpoint in IN_SHORT]
+
+    assert cut_all(shown, cut) > 10 * len(shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["", "in memory"], ids=["actor", "durable"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_every_request_may_be_cut_at_any_step(cut: str, data: str, tell: Callable[[str], None]) -> None:
+    scenarios = [scenario for scenario in SCENARIOS if data or not scenario.durable]
+    points = cut_all(scenarios, cut, data=data)
+
+    tell(f"{cut}, {'durable' if data else 'in memory'}: {points} cut points of {len(scenarios)} scenarios")
+    assert points > 10 * len(scenarios)
