@@ -6,7 +6,6 @@ lies unread there, the other side is reset; `reset` loses what is under way, in 
 """
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any
 
 import h11
@@ -141,19 +140,22 @@ class Reader:
     body: bytearray = field(default_factory=bytearray)
     begun: bool = False  # something of the answer was read
     _rest: bytes = b""
+    _http: h11.Connection | None = None
 
     async def read(self, method: str) -> Answer:
-        """The next answer.
+        """The next answer; if this was cancelled, the one that it had begun to read.
 
         Raises:
             CutError: The connection ended first.
         """
-        self.head, self.body, self.begun = None, bytearray(), bool(self._rest)
-        http = h11.Connection(h11.CLIENT)
-        http.send(h11.Request(method="HEAD" if method == "HEAD" else "GET", target="/", headers=[("Host", HOST)]))
-        http.send(h11.EndOfMessage())
-        if self._rest:
-            http.receive_data(self._rest)
+        http = self._http
+        if http is None:
+            self.head, self.body, self.begun = None, bytearray(), bool(self._rest)
+            http = self._http = h11.Connection(h11.CLIENT)
+            http.send(h11.Request(method="HEAD" if method == "HEAD" else "GET", target="/", headers=[("Host", HOST)]))
+            http.send(h11.EndOfMessage())
+            if self._rest:
+                http.receive_data(self._rest)
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
                 http.receive_data(await self._piece())
@@ -164,15 +166,13 @@ class Reader:
             else:
                 assert isinstance(event, h11.InformationalResponse), event
         assert self.head is not None
-        self._rest = bytes(http.trailing_data[0])
+        self._http, self._rest = None, bytes(http.trailing_data[0])
         names = [name.decode() for name, _ in self.head.headers]
         assert len(set(names)) == len(names), f"a header twice: {names}"
         headers = {name.decode(): value.decode() for name, value in self.head.headers}
         return Answer(self.head.status_code, headers, bytes(self.body))
 
     async def _piece(self) -> bytes:
-        if self.pause_seconds == inf:
-            await trio.sleep_forever()
         if self.pause_seconds:
             await trio.sleep(self.pause_seconds)
         try:
