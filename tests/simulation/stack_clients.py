@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -37,11 +36,13 @@ DEFAULT_LEASE_SECONDS = 1.0
 SLACK_SECONDS = 1e-4
 """What a lease is shorter by in the history, where no two events have the same moment, than by the clock, which stands
 still between two of them."""
-WAITS_SECONDS = (0.0, 0.0, 0.1, 0.5, 2.0)
+WAITS_SECONDS = (0.0, 0.1, 0.5, 2.0)
 PAUSES_SECONDS = (0.0, 0.0, 0.001, 0.05, 0.4)
 PATIENCE_SECONDS = (0.0, 0.001, 0.002, 0.005, 0.05, 0.5)
 WINDOWS_BYTES = (64, 500, 4_096, 65_536)
 PIECES_BYTES = (16, 200, 65_536)
+ANSWER_SECONDS = 20.0  # for the longest waits of some requests that were sent ahead
+AT_ONCE_SECONDS = 2.5  # a refused request and its lingering included, and no idle connection
 OUTCOME_UNKNOWN = "outcome_unknown"
 OF_CONNECTIONS = {"request_timeout", "too_many_connections", "malformed", "draining"}
 """Codes of answers that may come before the request's own name has been read."""
@@ -105,7 +106,9 @@ class Ask:
         if isinstance(self.body, bytes):
             headers["Content-Type"] = "application/x-ndjson"
             return build(self.method, self.target, self.body, headers.items())
-        return build(self.method, self.target, b"" if self.body is None else json.dumps(self.body).encode(), headers.items())
+        return build(
+            self.method, self.target, b"" if self.body is None else json.dumps(self.body).encode(), headers.items()
+        )
 
 
 @dataclass
@@ -144,16 +147,18 @@ class Client:
         self._yard: list[dict[str, Any]] = []  # claims
 
     async def run(self) -> None:
-        """Ask until enough has been asked."""
+        """Ask until enough has been asked, of every route."""
         while self._world.may_ask():
             asks = [self._choose() for _ in range(self._chance.choice((1, 1, 1, 1, 2, 4)))]
             await self._perform(asks)
             await trio.sleep(self._chance.choice(PAUSES_SECONDS))
+        while self._world.endpoints_left:
+            await self._perform([self._other(self._world.next_endpoint())])
         self._leave("close")
 
     # --- what is asked
 
-    def _choose(self) -> Ask:
+    def _choose(self) -> Ask:  # noqa: PLR0911 - one for each kind of request
         chance = self._chance
         if self._again and chance.random() < 0.5:
             return self._again.pop(0)
@@ -164,9 +169,9 @@ class Client:
         kind = chance.random()
         if kind < 0.27:
             return self._other(self._world.next_endpoint())
-        if kind < 0.6:
+        if kind < 0.45:  # so few that it is often waited for
             return self._enqueue(chance.choice(CHECKED))
-        if kind < 0.66 and self._done:
+        if kind < 0.5 and self._done:
             return self._read(*chance.choice(self._done), chance.choice(WAITS_SECONDS))
         return self._dequeue(chance.choice((*CHECKED, ["pair:right", "pair:left"], "pair:*")))
 
@@ -206,7 +211,9 @@ class Client:
             )
 
         method = self._chance.choice(("POST", "PUT"))
-        return self._ask("simple.enqueue", f"{method} /jobs/enqueue", {"Type": "a", "Payload": payload}, note=note, key=key)
+        return self._ask(
+            "simple.enqueue", f"{method} /jobs/enqueue", {"Type": "a", "Payload": payload}, note=note, key=key
+        )
 
     def _enqueue_stream(self, queue: str) -> Ask:
         payloads = [next(self._world.payloads) for _ in range(self._chance.choice((1, 9, 30)))]
@@ -278,7 +285,14 @@ class Client:
         if facts.get("refused") == "empty":
             facts["refused"] = None
         self._world.record(
-            Dequeue(queue=queue, client=self.name, key=key, lease_seconds=lease_seconds - SLACK_SECONDS, jobs=handed, **facts)
+            Dequeue(
+                queue=queue,
+                client=self.name,
+                key=key,
+                lease_seconds=lease_seconds - SLACK_SECONDS,
+                jobs=handed,
+                **facts,
+            )
         )
         self._held += [Held(queue, job) for job in handed]
 
@@ -306,10 +320,10 @@ class Client:
         if len(self._held) > 1 and chance.random() < 0.4:
             return self._claim_many(chance.choice(VERBS))
         held = self._held.pop(0)
-        what = chance.choices((*VERBS, "silence"), weights=(60, 8, 8, 10, 14), k=1)[0]
-        if what == "silence":
+        if chance.random() < 0.15:
             self._late.append(held)
             return self._read(held.queue, held.job.id, chance.choice(WAITS_SECONDS))
+        what = chance.choices(VERBS, weights=(60, 8, 8, 10), k=1)[0]
         if what == "extend":
             self._held.append(held)
         return self._claim(held, what)
@@ -317,7 +331,12 @@ class Client:
     def _note_claim(self, verb: Verb, held: Held, outcome: Outcome, refused: str | None, seconds: float) -> None:
         facts = outcome.facts | ({"refused": refused} if refused is not None else {})
         claim = Claim(
-            queue=held.queue, verb=verb, id=held.job.id, token=held.job.token, lease_seconds=seconds - SLACK_SECONDS, **facts
+            queue=held.queue,
+            verb=verb,
+            id=held.job.id,
+            token=held.job.token,
+            lease_seconds=seconds - SLACK_SECONDS,
+            **facts,
         )
         self._world.record(claim)
         if claim.accepted and verb == "conclude":
@@ -377,15 +396,15 @@ class Client:
 
     def _read(self, queue: str, id_: int, wait_seconds: float = 0.0) -> Ask:
         def note(outcome: Outcome) -> None:
-            state = outcome.json["state"] if outcome.json else outcome.refused
-            if state in {"unknown_job", "forgotten"} or outcome.json:
-                facts = {"called": outcome.called, "returned": outcome.returned}
-                self._world.record(Read(queue=queue, id=id_, state=state, **facts))
+            state: str = outcome.json["state"] if outcome.json else outcome.refused or ""
+            if outcome.json or state in {"unknown_job", "forgotten"}:
+                returned = outcome.returned
+                self._world.record(Read(queue=queue, id=id_, state=state, called=outcome.called, returned=returned))
 
         wait = f"?wait_seconds={wait_seconds}" if wait_seconds else ""
         return self._ask("queues.read_job", f"GET /v1/queues/{queue}/jobs/{id_}{wait}", note=note)
 
-    def _other(self, endpoint: str) -> Ask:
+    def _other(self, endpoint: str) -> Ask:  # noqa: PLR0911 - one for each kind of request
         """A request of a route, whichever that is; of a queue, it is one in the yard."""
         chance = self._chance
         queue = chance.choice(YARD)
@@ -479,7 +498,9 @@ class Client:
         chance = self._chance
         await self._world.up.wait()
         server, life = self._world.server, self._world.life
-        windows = {} if calm else {"there_bytes": chance.choice(WINDOWS_BYTES), "back_bytes": chance.choice(WINDOWS_BYTES)}
+        windows = (
+            {} if calm else {"there_bytes": chance.choice(WINDOWS_BYTES), "back_bytes": chance.choice(WINDOWS_BYTES)}
+        )
         ours, theirs = connection(**windows)
         reader = Reader(ours)
         if not calm and chance.random() < 0.15:
@@ -515,7 +536,7 @@ class Client:
         names = [self._name() for _ in asks]
         data = b"".join(ask.data(name) for ask, name in zip(asks, names, strict=True))
         called, answered = [self._world.now() for _ in asks], 0
-        patience = inf if calm or self._chance.random() < 0.75 else self._chance.choice(PATIENCE_SECONDS)
+        patience = ANSWER_SECONDS if calm or self._chance.random() < 0.75 else self._chance.choice(PATIENCE_SECONDS)
 
         async def read(seconds: float) -> bool:
             """Whether all answers came."""
@@ -536,6 +557,8 @@ class Client:
                 nursery.start_soon(self._send, wire, list(self._pieces(data, calm=calm)))
                 done = await read(patience)
                 if not done:
+                    slow = wire.reader.pause_seconds > 0
+                    assert patience < ANSWER_SECONDS or slow, f"{self.name} had no answer to {asks[answered]}"
                     way = self._chance.choice(("reset", "close", "half-close", "silence"))
                 if way == "half-close":
                     wire.end.sends.end()
@@ -544,13 +567,14 @@ class Client:
         except* CutError:
             done = False
             if way == "close":
-                self._excuse(wire, asks, answered)
+                self._excuse(wire, asks, answered, called[answered])
         if done:
             return
         part = bytes(wire.reader.body)
         for n, ask in enumerate(asks[answered:], answered):
             if ask.consumer is not None and way != "silence":
                 self._world.left_at.setdefault(ask.consumer, self._world.now())
+            self._world.met[f"left: {way}"] += 1
             self._settle(ask, Outcome(called[n], part=part if n == answered else b""))
         self._leave(way)
 
@@ -563,14 +587,17 @@ class Client:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # who reads is told
 
-    def _excuse(self, wire: Wire, asks: Sequence[Ask], answered: int) -> None:
+    def _excuse(self, wire: Wire, asks: Sequence[Ask], answered: int, called: float) -> None:
         """Whether the server may end a connection with answers outstanding, and its client still there."""
         ended = wire.life != self._world.life or self._world.ending
         slow = wire.reader.pause_seconds > 0
-        # Between two requests it may close a connection, and what was sent ahead is not answered then.
-        between = not wire.reader.begun and (wire.used or wire.closing)
-        ahead = len(asks) > 1  # it may have been reset because of what came after the last request that was answered
+        at_once = self._world.now() - called < AT_ONCE_SECONDS
+        # Between two requests it may close a connection, and what comes then is not answered. That is told at once.
+        between = not wire.reader.begun and wire.used and at_once
+        ahead = not wire.reader.begun and wire.closing  # what was sent behind the last request
         assert ended or slow or between or ahead, f"{self.name} had no answer to {asks[answered]}"
+        reasons = {"restart": ended, "slow": slow, "between": between, "ahead": ahead}
+        self._world.met["cut: " + next(reason for reason, held in reasons.items() if held)] += 1
 
     def _check(self, ask: Ask, name: str, answer: Answer, wire: Wire) -> None:
         """What every answer has to be."""
@@ -589,7 +616,8 @@ class Client:
         wire.closing = answer.headers.get("connection") == "close"
         body = b"" if ask.endpoint in VERSATILE else answer.body
         self._world.trace.note(f"{name} {ask.endpoint} {answer.status} {self._world.now():.6f}", body)
-        self._world.answered[f"{answer.status} {'' if answer.status < 400 or not answer.body else answer.json['code']}"] += 1
+        code = answer.json["code"] if answer.status >= 400 and answer.body else ""
+        self._world.answered[f"{answer.status} {code}".strip()] += 1
 
     def _settle(self, ask: Ask, outcome: Outcome) -> None:
         """Note what came of it, and whether it is sent again."""

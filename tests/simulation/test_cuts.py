@@ -40,9 +40,10 @@ from queue_actor.commands import (
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.jobs import FINISHED
 from queue_actor.settings import Settings
-from tests.contract.v1 import check_codes
 from tests.contract.stack import Answer, Server, build, serving
+from tests.contract.v1 import check_codes
 from tests.fakes import FakeStore, in_seeded_virtual_time, seed_order
+from tests.simulation.stack_bugs import PLANTED, Planted
 from tests.simulation.wires import CutError, End, Reader, connection
 
 LEASE_SECONDS = 2.0
@@ -142,24 +143,34 @@ SCENARIOS = [
     Scenario("jobs.enqueue", QUEUE + "enqueue", (), lambda _: LINES, new=7),
     Scenario("jobs.dequeue", QUEUE + "dequeue", ("queued", "queued"), lambda _: {"count": 2}, key=True),
     *(
-        Scenario("jobs.dequeue", QUEUE + "dequeue", (), lambda _: {"wait_seconds": WAIT_SECONDS}, key=key, beside=beside)
+        Scenario(
+            "jobs.dequeue", QUEUE + "dequeue", (), lambda _: {"wait_seconds": WAIT_SECONDS}, key=key, beside=beside
+        )
         for key, beside in ((True, "enqueue"), (False, "enqueue"), (True, None))
     ),
     Scenario("jobs.dequeue_several", "POST /v1/dequeue", ("queued",), lambda facts: {"queues": [facts.queue]}),
+    Scenario(
+        "jobs.dequeue_several",
+        "POST /v1/dequeue",
+        body=lambda facts: {"queues": ["other", facts.queue], "wait_seconds": WAIT_SECONDS, "order": "fair"},
+        key=True,
+        beside="enqueue",
+    ),
+    Scenario(
+        "jobs.dequeue_several",
+        "POST /v1/dequeue",
+        body=lambda facts: {"queues": facts.queue[:-1] + "*", "wait_seconds": WAIT_SECONDS},
+        key=True,
+        beside="enqueue",
+    ),
+    *(
+        Scenario(f"jobs.{verb}_one", JOB + verb, ("held",), lambda facts: facts.claim)
+        for verb in ("conclude", "extend")
+    ),
     *(
         Scenario(
-            "jobs.dequeue_several",
-            "POST /v1/dequeue",
-            (),
-            lambda facts, names=names: {"queues": names(facts), "wait_seconds": WAIT_SECONDS, "order": "fair"},
-            key=True,
-            beside="enqueue",
+            f"jobs.{verb}_one", JOB + verb, ("held",), lambda facts: {**facts.claim, **_rides()}, key=True, beside=by
         )
-        for names in (lambda facts: ["other", facts.queue], lambda facts: facts.queue[:-1] + "*")
-    ),
-    *(Scenario(f"jobs.{verb}_one", JOB + verb, ("held",), lambda facts: facts.claim) for verb in ("conclude", "extend")),
-    *(
-        Scenario(f"jobs.{verb}_one", JOB + verb, ("held",), lambda facts: {**facts.claim, **_rides()}, key=True, beside=by)
         for verb in ("conclude", "fail", "release")
         for by in ("enqueue", None)
     ),
@@ -422,7 +433,9 @@ def cut_all(scenarios: Sequence[Scenario], cut: str, **settings: Any) -> int:
         points = 0
         store = FakeStore()
         store.seconds = COMMIT_SECONDS
-        limits = Settings(lease_seconds=LEASE_SECONDS, sweep_seconds=SWEEP_SECONDS, batch_jobs_max=3, metrics_queues_max=1, **settings)
+        limits = Settings(
+            lease_seconds=LEASE_SECONDS, sweep_seconds=SWEEP_SECONDS, batch_jobs_max=3, metrics_queues_max=1, **settings
+        )
         async with serving(limits, store=store) as server:
             await server.ask("GET", "/healthz")
             await wait_all_tasks_blocked()
@@ -472,3 +485,12 @@ def test_every_request_may_be_cut_at_any_step(cut: str, data: str, tell: Callabl
 
     tell(f"{cut}, {'durable' if data else 'in memory'}: {points} cut points of {len(scenarios)} scenarios")
     assert points > 10 * len(scenarios)
+
+
+@pytest.mark.parametrize("planted", [bug for bug in PLANTED if bug.cut], ids=lambda planted: planted.plant.__name__)
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, planted: Planted) -> None:
+    planted.plant(monkeypatch)
+    shown = [scenario for scenario in SCENARIOS if scenario.key and scenario.endpoint in IN_SHORT]
+
+    with pytest.RaisesGroup(pytest.RaisesExc(AssertionError, match=planted.cut), flatten_subgroups=True):
+        cut_all(shown, "reset")
