@@ -114,7 +114,7 @@ class Planted(NamedTuple):
 
 
 PLANTED = [
-    Planted(leave_without_goodbye, r"waiters=[1-9]\d*\) are left", cut="waiters="),
+    Planted(leave_without_goodbye, r"waiters=[1-9]\d*\) are left|requests are parked", cut="waiters="),
     Planted(answer_before_the_commit, "(lost|id_given_twice|conclude_undone|attempt_repeated): ", durable=True),
     Planted(remember_no_answer, "enqueued_twice: ", cut="jobs are new, and not"),
     Planted(end_no_connection, r"0 connections, [1-9]\d* tasks .* are left|had no answer to", cut="tasks_living"),

@@ -154,7 +154,9 @@ class Client:
             await trio.sleep(self._chance.choice(PAUSES_SECONDS))
         while self._world.endpoints_left:
             await self._perform([self._other(self._world.next_endpoint())])
-        self._leave("close")
+        # In the end everybody leaves in the midst of a wait, if there is nothing for them any more.
+        await self._perform([self._dequeue(self._chance.choice((*CHECKED[1:], "pair:*")), wait_seconds=3.0)], 0.002)
+        self._leave("reset")
 
     # --- what is asked
 
@@ -241,18 +243,18 @@ class Client:
 
         return self._ask("jobs.enqueue", f"POST /v1/queues/{queue}/enqueue", lines, note=note)
 
-    def _wanted(self) -> dict[str, Any]:
+    def _wanted(self, wait_seconds: float | None = None) -> dict[str, Any]:
         wanted: dict[str, Any] = {"lease_seconds": self._chance.choice(LEASES_SECONDS), "consumer": self._name()}
-        if (wait := self._chance.choice(WAITS_SECONDS)) > 0:
+        if (wait := self._chance.choice(WAITS_SECONDS) if wait_seconds is None else wait_seconds) > 0:
             wanted["wait_seconds"] = wait
         if (jobs := self._chance.choice((1, 1, 4))) > 1:
             wanted["count"] = jobs
         return wanted
 
-    def _dequeue(self, source: str | list[str]) -> Ask:
+    def _dequeue(self, source: str | list[str], wait_seconds: float | None = None) -> Ask:
         if source == "default" and self._chance.random() < 0.6:
             return self._dequeue_simple()
-        wanted, key = self._wanted(), self._maybe_key()
+        wanted, key = self._wanted(wait_seconds), self._maybe_key()
         queues = [source] if isinstance(source, str) else source
         if source == "pair:*":
             queues = ["pair:left", "pair:right"]
@@ -525,7 +527,7 @@ class Client:
             for n in range(0, len(data), size):
                 yield data[n : n + size], pause
 
-    async def _perform(self, asks: list[Ask]) -> None:
+    async def _perform(self, asks: list[Ask], patience: float | None = None) -> None:
         """Ask all of these ahead, and read their answers, or leave before they have all come."""
         calm = any(ask.endpoint in VERSATILE for ask in asks)
         if calm or (self._wire is not None and (self._wire.closing or self._chance.random() < 0.1)):
@@ -536,7 +538,10 @@ class Client:
         names = [self._name() for _ in asks]
         data = b"".join(ask.data(name) for ask, name in zip(asks, names, strict=True))
         called, answered = [self._world.now() for _ in asks], 0
-        patience = ANSWER_SECONDS if calm or self._chance.random() < 0.75 else self._chance.choice(PATIENCE_SECONDS)
+        if patience is None:
+            patience = ANSWER_SECONDS
+            if not calm and self._chance.random() < 0.25:
+                patience = self._chance.choice(PATIENCE_SECONDS)
 
         async def read(seconds: float) -> bool:
             """Whether all answers came."""
@@ -572,8 +577,10 @@ class Client:
             return
         part = bytes(wire.reader.body)
         for n, ask in enumerate(asks[answered:], answered):
-            if ask.consumer is not None and way != "silence":
-                self._world.left_at.setdefault(ask.consumer, self._world.now())
+            if ask.consumer is not None:
+                if way == "silence":
+                    self._world.staying.add(ask.consumer)
+                self._world.left_at[ask.consumer] = self._world.now()
             self._world.met[f"left: {way}"] += 1
             self._settle(ask, Outcome(called[n], part=part if n == answered else b""))
         self._leave(way)

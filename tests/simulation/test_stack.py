@@ -97,6 +97,23 @@ async def test_the_answer_to_a_stream_is_whole_for_a_client_that_has_sent_more_b
         server.answers = len(server.request_lines)
 
 
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("window_bytes", [10, 65_536])
+async def test_the_answer_to_a_wait_that_a_drain_ends_is_whole_for_such_a_client_too(window_bytes: int) -> None:
+    sent = build("POST", "/v1/queues/q/dequeue", b'{"wait_seconds": 5}') + build("GET", "/healthz") * 2
+    async with serving(Settings()) as server, trio.open_nursery() as nursery:
+        ours, theirs = connection(there_bytes=100, back_bytes=window_bytes)
+        server.accept(theirs)
+        nursery.start_soon(ours.send_all, sent)
+        await trio.sleep(1)
+        await server.drain()
+        answer = await Reader(ours, pause_seconds=0.01).read("POST")
+
+        assert (answer.status, answer.json, answer.headers["connection"]) == (200, {"jobs": []}, "close")
+        ours.close()
+        server.answers = len(server.request_lines)
+
+
 # --- planted bugs
 
 
