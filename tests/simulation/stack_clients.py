@@ -49,7 +49,7 @@ OF_CONNECTIONS = {"request_timeout", "too_many_connections", "malformed", "drain
 
 Verb = Literal["conclude", "fail", "release", "extend"]
 VERBS: tuple[Verb, ...] = ("conclude", "fail", "release", "extend")
-VERSATILE = {"ops.monitor", "ops.statistics", "ops.backup"}
+VOLATILE = {"ops.monitor", "ops.statistics", "ops.backup"}
 """Their answers tell of real time and memory, so how long they are is none of the simulation's doing: they are read in
 one piece, and do not count for the trace."""
 
@@ -529,7 +529,7 @@ class Client:
 
     async def _perform(self, asks: list[Ask], patience: float | None = None) -> None:
         """Ask all of these ahead, and read their answers, or leave before they have all come."""
-        calm = any(ask.endpoint in VERSATILE for ask in asks)
+        calm = any(ask.endpoint in VOLATILE for ask in asks)
         if calm or (self._wire is not None and (self._wire.closing or self._chance.random() < 0.1)):
             self._leave(self._chance.choice(("close", "close", "reset", "silence")))
         wire = self._wire = self._wire or await self._connect(calm=calm)
@@ -622,7 +622,7 @@ class Client:
             assert not self._world.is_clients(told), f"{name} was given the answer to {told}"
         wire.used = True
         wire.closing = answer.headers.get("connection") == "close"
-        body = b"" if ask.endpoint in VERSATILE else answer.body
+        body = b"" if ask.endpoint in VOLATILE else answer.body
         self._world.trace.note(f"{name} {ask.endpoint} {answer.status} {self._world.now():.6f}", body)
         code = answer.json["code"] if answer.status >= 400 and answer.body else ""
         self._world.answered[f"{answer.status} {code}".strip()] += 1
