@@ -78,7 +78,7 @@ def open_store(
         connect,
         durability="full",
         fresh_secret=secret,
-        fresh_instance=f"life{next(_numbers)}",
+        fresh_instance=f"life{next(_numbers):06}",  # of one length, as with `FakeStore`
         run_in_thread=run_in_thread,
         room_bytes=lambda: ROOM_BYTES,
     )

@@ -220,12 +220,12 @@ class Connection:
                 scope = read_head(request, client=self.client, server=self.server, scheme=scheme)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
-                self.streaming = is_stream(scope)
+                stream = self.streaming = is_stream(scope)
                 self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.streaming:
-                    await self._linger()
                 if self.http.our_state is not h11.DONE:
+                    if stream or self.http.trailing_data[0]:
+                        await self._linger()  # for what was sent ahead, a close would take the answer away, too
                     break
                 self.http.start_next_cycle()
                 self.method, self.path, self.request_id, self.begun = "", "", "", False

@@ -10,10 +10,12 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Iterable
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import h11
@@ -81,6 +83,7 @@ CONTENT_TYPES = {
     "application/openmetrics-text",
     "text/html",
     "text/css",
+    "application/x-ndjson",
 }
 
 Headers = Iterable[tuple[str, str | bytes]]
@@ -219,9 +222,13 @@ class Server:
     def connect(self) -> Client:
         """A new connection."""
         ours, theirs = memory_stream_pair()
-        theirs.socket = self.socket  # type: ignore[attr-defined] # as a SocketStream has
-        self.nursery.start_soon(self._serve, theirs)
+        self.accept(theirs)
         return Client(self, ours)
+
+    def accept(self, stream: trio.abc.Stream) -> None:
+        """Serve a connection whose other end is somebody's."""
+        stream.socket = self.socket  # type: ignore[attr-defined] # as a SocketStream has
+        self.nursery.start_soon(self._serve, stream)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         # As trio.serve_listeners does with each connection.
@@ -292,7 +299,7 @@ class Server:
         assert headers["x-content-type-options"] == "nosniff"
         if method == "HEAD" or answer.status in {204, 304}:
             assert answer.body == b""
-        else:
+        elif "transfer-encoding" not in headers:  # a stream has no length, and says so
             assert headers["content-length"] == str(len(answer.body))
         if answer.status >= 400:
             leaked = [token for token in self.tokens if token.encode() in answer.body]
@@ -347,8 +354,9 @@ async def serving(
     clock: FakeClock | None = None,
     store: FakeStore | None = None,
     access: Access | None = None,
+    connect: Callable[[Path], sqlite3.Connection] | None = None,
 ) -> AsyncIterator[Server]:
-    """A server that runs inside the block."""
+    """A server that runs inside the block. With `connect` its store is what that connects to, as the next one's."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
@@ -358,7 +366,8 @@ async def serving(
     web.setLevel(logging.INFO)
     try:
         with installed(settings) as connections:
-            opening = open_engine(settings, clock=clock or FakeClock(), store=store or FakeStore(), secret=SECRET)
+            parts: dict[str, Any] = {"store": store or FakeStore(), "secret": SECRET, "connect": connect}
+            opening = open_engine(settings, clock=clock or FakeClock(), **parts)
             async with opening as engine, trio.open_nursery() as nursery:
                 metrics = Metrics(engine, settings, connections, run_in_thread=inline)
                 app = App(engine, settings, access, metrics)
