@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from math import inf
-from random import Random
 from typing import Any, Generic
 
 import outcome
@@ -14,6 +13,7 @@ from queue_actor.changes import Changes
 from queue_actor.commands import Command, R
 from queue_actor.engine import Engine
 from queue_actor.jobs import Change, Now
+from queue_actor.virtual import seeded_scheduling
 
 EPOCH_SECONDS = 1_800_000_000.0
 """What the wall clock of a test shows when it begins."""
@@ -41,33 +41,9 @@ def in_virtual_time(main: Callable[[], Awaitable[R]], **arguments: Any) -> R:
 
 
 def in_seeded_virtual_time(seed: int, main: Callable[[], Awaitable[R]], **arguments: Any) -> R:
-    """The same, with the order in which tasks run decided by a seed. What else is random is the caller's affair.
-
-    The names are not public: see `HOOKS`.
-    """
-    seed_order(seed)
-    return in_virtual_time(main, **arguments)
-
-
-HOOKS = """Trio has no public way to make the order in which tasks run repeatable. The tests use what its own plugin for
-Hypothesis does: `trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING`, a flag, and `trio._core._run._r`, the generator
-that shuffles the tasks. If this fails after an upgrade, look in `trio/_core/_run.py` for what has taken their place
-(at `batch`, in `unrolled_run`), and change `seed_order` in tests/fakes.py. Until then keep the former version of Trio:
-without them no failing simulation can be repeated."""
-"""What to do when Trio's private names are not there any more, or have no effect."""
-
-
-def seed_order(seed: int) -> None:
-    """Begin anew the order in which tasks run, within `in_seeded_virtual_time` too.
-
-    Raises:
-        AssertionError: Trio has changed; the message says what to do.
-    """
-    run = vars(trio._core._run)
-    assert "_ALLOW_DETERMINISTIC_SCHEDULING" in run, HOOKS
-    assert isinstance(run.get("_r"), Random), HOOKS
-    run["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
-    run["_r"].seed(seed)
+    """The same, with the order in which tasks run decided by a seed. What else is random is the caller's affair."""
+    with seeded_scheduling(seed):
+        return in_virtual_time(main, **arguments)
 
 
 async def _free_the_stuck(main: trio.lowlevel.Task) -> None:

@@ -42,7 +42,8 @@ from queue_actor.jobs import FINISHED
 from queue_actor.settings import Settings
 from tests.contract.stack import Answer, Server, build, serving
 from tests.contract.v1 import check_codes
-from tests.fakes import FakeStore, in_seeded_virtual_time, seed_order
+from queue_actor.virtual import seed_order
+from tests.fakes import FakeStore, in_seeded_virtual_time
 from tests.simulation.stack_bugs import PLANTED, Planted
 from tests.simulation.wires import CutError, End, Reader, connection
 
