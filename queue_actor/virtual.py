@@ -53,7 +53,7 @@ def run_in_virtual_time(main: Callable[[], Awaitable[T]], seed: int) -> T:
         return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-HOOKS: Final = """Trio has no public way to make the order in which tasks run repeatable. This does what Trio's own plugin
+HOOKS: Final = """Trio has no public way to make the order in which tasks run repeatable. This does what its own plugin
 for Hypothesis does: `trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING`, a flag, and `trio._core._run._r`, the generator
 that shuffles the tasks. If this fails after an upgrade, look in `trio/_core/_run.py` for what has taken their place
 (at `batch`, in `unrolled_run`), and change `seed_order` in queue_actor/virtual.py. Until then keep the former version

@@ -40,9 +40,9 @@ from queue_actor.commands import (
 from queue_actor.engine import Engine, EngineStatistics
 from queue_actor.jobs import FINISHED
 from queue_actor.settings import Settings
+from queue_actor.virtual import seed_order
 from tests.contract.stack import Answer, Server, build, serving
 from tests.contract.v1 import check_codes
-from queue_actor.virtual import seed_order
 from tests.fakes import FakeStore, in_seeded_virtual_time
 from tests.simulation.stack_bugs import PLANTED, Planted
 from tests.simulation.wires import CutError, End, Reader, connection
