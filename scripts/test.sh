@@ -4,6 +4,7 @@
 #   --all       the static checks, and the slow tests too; what CI runs; under 20 minutes
 #   --model N   N examples of the state machine beside its naive model, without a store and with one, and nothing else
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
+#   --simulate N  N seeds of the simulation of the core, on all cores, and nothing else; --seed S is the first one
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 #   --hostile N N connections that send what nobody should, storms and dropped polls, and nothing else; --seed S as above
 #   --contract N  N made-up requests for each operation of /openapi.json, and nothing else; --seed S repeats a run
@@ -28,6 +29,10 @@ if [ "${1:-}" = --power ]; then
     export POWER_CUTS=${2:?"--power needs a number of power cuts"}
     shift 2
     set -- tests/simulation/test_disk.py tests/simulation/test_power_cuts.py "$@"
+fi
+if [ "${1:-}" = --simulate ]; then
+    shift
+    exec .venv/bin/python -m tests.simulation.simulate "$@"
 fi
 if [ "${1:-}" = --crashes ]; then
     export CRASH_KILLS=${2:?"--crashes needs a number of kills"}
