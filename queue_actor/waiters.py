@@ -4,6 +4,7 @@ The oldest dequeue is served first, and who has left is never leased to.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -129,24 +130,39 @@ class Waiters:
 
         Whose turn comes while its holder has all the jobs it may have is refused, and the next one's turn comes.
         """
-        for queue in queues:
-            while (parked := self._oldest(queue)) is not None:
-                if parked.request.abandoned:
-                    self.discard(parked.request)  # his task has not run yet, to leave the line
+        turns = [
+            (parked.number, n, queue) for n, queue in enumerate(queues) if (parked := self._oldest(queue)) is not None
+        ]
+        heapify(turns)
+        while turns:
+            number, n, queue = turns[0]
+            parked = self._oldest(queue)
+            if parked is None:
+                heappop(turns)
+                continue
+            if parked.number != number:
+                # Whoever stood first has been served or has left. Who is first now may have to let others go first: a
+                # dequeue of several queues can take a job of any of them.
+                heapreplace(turns, (parked.number, n, queue))
+                continue
+            if parked.request.abandoned:
+                self.discard(parked.request)  # his task has not run yet, to leave the line
+                continue
+            reply: Dequeued | HolderFull
+            try:
+                reply = machine.apply(parked.command, now)
+                if not reply.leases and not reply.repeated:
+                    heappop(turns)
                     continue
-                reply: Dequeued | HolderFull
-                try:
-                    reply = machine.apply(parked.command, now)
-                    if not reply.leases and not reply.repeated:
-                        break
-                except HolderFull as refusal:
-                    if not machine.offers(queue):
-                        break  # it is nobody's turn
-                    reply = refusal
-                self.discard(parked.request)
-                parked.request.decided = True
-                self.served += 1
-                yield parked.request, reply
+            except HolderFull as refusal:
+                if not machine.offers(queue):
+                    heappop(turns)  # it is nobody's turn
+                    continue
+                reply = refusal
+            self.discard(parked.request)
+            parked.request.decided = True
+            self.served += 1
+            yield parked.request, reply
 
     def _oldest(self, queue: str) -> _Parked | None:
         """Who has waited longest for a job of this queue, among those who named it or a prefix of it."""

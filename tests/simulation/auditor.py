@@ -124,7 +124,7 @@ class Kept(msgspec.Struct):
 class Auditor:
     """Knows what there is, and what there must be after a death."""
 
-    def __init__(self, *, durable: bool, calls: Mapping[int, Call], recount_every: int) -> None:
+    def __init__(self, *, durable: bool, calls: Mapping[int, Call], recount_every: int, sweep_slice: int) -> None:
         self.durable = durable
         self.now_kept = Kept()  # after the last command
         self.acknowledged = Kept()  # after the last commit that returned
@@ -133,6 +133,7 @@ class Auditor:
         self.commands = 0
         self._calls = calls
         self._recount_every = recount_every
+        self._sweep_slice = sweep_slice
         self._tokens: dict[tuple[str, int, str], int] = {}  # the fence of each token that was given
         self._payloads: dict[bytes, Key] = {}  # each is sent once
         self._versions: dict[tuple[str, int, int], Job] = {}  # what was committed, by revision
@@ -333,7 +334,7 @@ class Auditor:
         """Note what a command has changed beside jobs, and what must be so after it."""
         kept = self.now_kept
         match command:
-            case Enqueue():
+            case Enqueue() if command.key is None or ("enqueue", command.key.key) not in kept.answers:
                 kept.queues.setdefault(command.queue, QueueFacts(first_policy(command.queue)))
                 if command.key is not None:
                     kept.answers["enqueue", command.key.key] = command.key.fingerprint, reply
@@ -414,7 +415,9 @@ class Auditor:
         given = sum(change.verb == "dequeue" for change in changes)
         if not reply.repeated and given != len(reply.leases):
             self.violate("leased_to_nobody", f"{command.queue}: {len(reply.leases)} of {given} are told")
-        short = len(reply.leases) < command.count and not reply.repeated and command.holder is None
+        # Those that have expired at the head are a bounded part of a dequeue.
+        looked = sum(change.verb == "expire" for change in changes) < self._sweep_slice
+        short = looked and len(reply.leases) < command.count and not reply.repeated and command.holder is None
         if short and (left := [name for name in self.named(command.queue) if self.offers(name, now)]):
             self.violate("job_withheld", f"{left} have jobs for the dequeue of {command.queue}")
 

@@ -552,9 +552,8 @@ async def _check_history(world: World) -> None:
     """The clients' own view, if a life does not take it away."""
     if not world.plan.durable and world.lives > 1:
         return
-    perhaps = {
-        event.id for event in events_of(world) if isinstance(event, history.Claim) and event.verb == "conclude"
-    } - {event.id for event in events_of(world) if isinstance(event, history.Claim) and event.accepted}
+    concludes = [event for event in events_of(world) if isinstance(event, history.Claim) and event.verb == "conclude"]
+    perhaps = {event.id for event in concludes} - {event.id for event in concludes if event.accepted}
     for id_ in sorted(perhaps):
         called = trio.current_time()
         try:

@@ -68,10 +68,10 @@ def _troubles(seed: int, steps: int, durable: bool) -> tuple[Trouble, ...]:
     troubles: list[Trouble] = []
     kinds = [Kind.KILL, Kind.KILL, Kind.WALL, Kind.STALL, Kind.STALL]
     if durable:
-        kinds += [Kind.POWER, Kind.POWER, Kind.DEATH, Kind.DEATH, Kind.FULL, Kind.BROKEN, Kind.SHORT, Kind.NO_ROOM]
+        kinds += [Kind.POWER, Kind.POWER, *[Kind.DEATH] * 6, Kind.FULL, Kind.BROKEN, Kind.SHORT, Kind.NO_ROOM]
     elif seed % 2:
         kinds = [Kind.WALL, Kind.STALL]  # one life, whose history can be checked
-    for _ in range(rng.randint(2, 8)):
+    for _ in range(rng.randint(2, 14)):
         kind, step = rng.choice(kinds), rng.randint(1, steps)
         if kind is Kind.WALL:
             ahead = (3_600.0, 86_400.0, 5.0) if not durable else (3_600.0, -3_600.0, 86_400.0, -86_400.0, 5.0, -5.0)

@@ -247,3 +247,16 @@ async def test_a_reader_sent_home_during_a_commit_is_told_when_it_is_stored(engi
         store.let_go()
 
     assert reader.reply.state is JobState.IN_PROGRESS
+
+
+def test_who_has_waited_longest_goes_first_where_several_queues_have_jobs_at_once() -> None:
+    """The dequeue that was first in line at one queue took the job of another, where somebody waited longer."""
+    world, waiters = World(), Waiters(10)
+    first, second = (Request(Dequeue(names, wait_seconds=20.0)) for names in ("b", ("b", "a")))
+    for request in (first, second):
+        waiters.carry_out(world.machine, request, world.now, may_park=True)
+    world.do(Enqueue("b", [NewJob("t")]))
+
+    served = list(waiters.serve(world.machine, ["a", "b"], world.now))
+
+    assert [request for request, _ in served] == [first]

@@ -46,7 +46,7 @@ from tests.simulation.disk import Fault as DiskFault
 from tests.simulation.invariants import ViolationError
 from tests.simulation.telling import brief
 
-STEPS_A_COMMAND = 20
+STEPS_A_COMMAND = 6
 """Scheduler steps that a command takes, about: faults are spread over as many as a run has."""
 
 LATE_SECONDS = 1.5
@@ -105,7 +105,7 @@ class _Life:
         self.death = trio.Event()
         self.engine: Engine | None = None
         self.calls: dict[trio.CancelScope, None] = {}
-        self.store: WatchedStore | None = None
+        self.disk_failed = False
 
     @property
     def is_dead(self) -> bool:
@@ -159,7 +159,9 @@ class World(trio.abc.Instrument):
         self.over = False  # the last life shall end in order
         self.calm = False  # no more faults
         self.calls: dict[int, Call] = {}
-        self.auditor = Auditor(durable=plan.durable, calls=self.calls, recount_every=3)
+        self.auditor = Auditor(
+            durable=plan.durable, calls=self.calls, recount_every=3, sweep_slice=plan.settings.sweep_slice
+        )
         self.trace: list[tuple[float, str, Any]] = []
         self.struck: Counter[str] = Counter()
         self.crashes: list[tuple[float, float, float]] = []  # killed, dead, ready; for the history
@@ -253,7 +255,7 @@ class World(trio.abc.Instrument):
                 self.kill(Kind.POWER)
         except* (apsw.Error, UnreadableError) as errors:
             if not life.is_dead:
-                if not self._disk_fault_struck():
+                if not life.disk_failed and not self._disk_fault_struck():
                     self.auditor.violate("died", f"of {errors.exceptions[0]!r}, and nothing was wrong with the disk")
                 self.kill(Kind.KILL)
         self._goes_down()
@@ -272,7 +274,7 @@ class World(trio.abc.Instrument):
             return
         connection = self._disk.connect("/queue.db")
         # What is done within a call cannot be interrupted, so that the store and the archive can share it.
-        store = life.store = WatchedStore(
+        store = WatchedStore(
             Path("/queue.db"),
             lambda _: connection,
             durability="full" if self.plan.seed % 4 else "normal",
@@ -328,12 +330,24 @@ class World(trio.abc.Instrument):
         try:
             done = call()
         finally:
+            failed = faulty and not disk.fault_is_due
+            life.disk_failed = life.disk_failed or failed
             if disk.dead and not life.is_dead:
-                self.kill(Kind.POWER if self.rng.random() < 0.7 else Kind.KILL)
-        if faulty and not disk.fault_is_due:
+                self._die_within_an_operation()
+        if failed:
             self.auditor.violate("fault_swallowed", "an operation of the disk failed, and nobody was told")
         await self.pause(life)
         return done
+
+    def _die_within_an_operation(self) -> None:
+        if self.rng.random() < 0.5:
+            self.kill(Kind.POWER)
+            return
+        # What the process has written and not flushed is still there for the next one, until the power goes.
+        self.kill(Kind.KILL)
+        if self.rng.random() < 0.7:
+            self._troubles.append(Trouble(self.steps + self.rng.randint(5, 60), Kind.POWER))
+            self._troubles.sort(key=lambda trouble: trouble.step, reverse=True)
 
     def _disk_fault_struck(self) -> bool:
         return self._disk_fault is not None and not self._disk.fault_is_due
