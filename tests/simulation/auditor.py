@@ -7,7 +7,7 @@ way when the server died is there wholly, or not at all.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -129,6 +129,9 @@ class Auditor:
         self.now_kept = Kept()  # after the last command
         self.acknowledged = Kept()  # after the last commit that returned
         self.violation: ViolationError | None = None
+        self.stop: Callable[[], None] = lambda: None
+        """What to do about the first violation: nothing that comes after it is of interest."""
+
         self.reached: set[str] = set()
         self.commands = 0
         self._calls = calls
@@ -267,7 +270,9 @@ class Auditor:
         self._break(ViolationError(name, message))
 
     def _break(self, violation: ViolationError) -> None:
-        self.violation = self.violation or violation
+        if self.violation is None:
+            self.violation = violation
+            self.stop()
         raise violation
 
     def _apply(self, machine: StateMachine, command: Command[Any], now: Now) -> Any:

@@ -19,9 +19,10 @@ from queue_actor.commands import (
     QueueView,
     Release,
     Results,
+    SetPolicy,
 )
 from queue_actor.errors import QueueError
-from queue_actor.jobs import Job
+from queue_actor.jobs import Job, QueuePolicy
 
 
 def brief(what: Any) -> str:  # noqa: PLR0911 - a table
@@ -40,9 +41,14 @@ def brief(what: Any) -> str:  # noqa: PLR0911 - a table
             return f"{type(what).__name__.lower()} {', '.join(map(_claim, what.claims))}"
         case Bulk():
             return f"bulk {what.verb} of {what.queue}"
+        case SetPolicy():
+            usual = QueuePolicy()
+            told = [name for name in usual.__struct_fields__ if getattr(what.policy, name) != getattr(usual, name)]
+            facts = ", ".join(f"{name} {getattr(what.policy, name)}" for name in told if name != "retry")
+            return f"setpolicy {what.queue} {facts or 'as usual'}{_paused(what.paused)}"
         case Command():
-            facts = [f"{getattr(what, name)}" for name in what.__struct_fields__]
-            return f"{type(what).__name__.lower()} {' '.join(facts)}"
+            values = [f"{getattr(what, name)}" for name in what.__struct_fields__]
+            return f"{type(what).__name__.lower()} {' '.join(values)}"
         case _:
             return f"  -> {_reply(what)}"
 
@@ -59,11 +65,15 @@ def _reply(what: Any) -> str:  # noqa: PLR0911 - a table
         case Job():
             return _each([what])
         case QueueView():
-            return f"{what.name} {'paused' if what.paused else ''}"
+            return f"{what.name}{_paused(what.paused)}"
         case BulkDone():
             return f"{what.count} done"
         case _:
             return str(what)
+
+
+def _paused(paused: bool | None) -> str:
+    return {None: "", True: ", paused", False: ", not paused"}[paused]
 
 
 def _each(jobs: Sequence[Any]) -> str:

@@ -162,6 +162,8 @@ class World(trio.abc.Instrument):
         self.auditor = Auditor(
             durable=plan.durable, calls=self.calls, recount_every=3, sweep_slice=plan.settings.sweep_slice
         )
+        self.auditor.stop = self._stop
+        self.stopped = trio.CancelScope()
         self.trace: list[tuple[float, str, Any]] = []
         self.struck: Counter[str] = Counter()
         self.crashes: list[tuple[float, float, float]] = []  # killed, dead, ready; for the history
@@ -177,7 +179,12 @@ class World(trio.abc.Instrument):
 
     def tell(self, who: str, what: Any) -> None:
         """Note what happens, for people and for comparison."""
-        self.trace.append((trio.current_time(), who, what))
+        if not self.stopped.cancel_called:
+            self.trace.append((trio.current_time(), who, what))
+
+    def _stop(self) -> None:
+        self.tell("auditor", str(self.auditor.violation))
+        self.stopped.cancel()
 
     # --- what clients do
 
@@ -472,11 +479,12 @@ def carry_out(plan: Plan, main: Callable[[World], Any]) -> Run:
         ended.append(world)
         trio.lowlevel.add_instrument(world)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(world.serve)
-                await main(world)
-                world.over = True
-            await world.look_once_more()
+            with world.stopped:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(world.serve)
+                    await main(world)
+                    world.over = True
+                await world.look_once_more()
         finally:
             world.seconds = trio.current_time()  # type: ignore[attr-defined] # for the figures alone
 
