@@ -201,7 +201,7 @@ class Producer(Client):
 
 def payload(world: World, rng: Random) -> bytes:
     """A number that is used once, sometimes with much behind it."""
-    world.payloads = number = getattr(world, "payloads", 0) + 1  # type: ignore[attr-defined] # the clients' own
+    number = next(world.payloads)
     return b"%d" % number if rng.random() < 0.9 else b'[%d, "%s"]' % (number, b"x" * 1_500)
 
 
@@ -375,7 +375,7 @@ class Plain:
     async def _noted(self, command: Command[R], note: Callable[..., Any]) -> R:
         """Ask, and note the moments and what came of it."""
         called = trio.current_time()
-        events: list[Any] = events_of(self._world)
+        events = self._world.events
         try:
             reply = await self._client.ask(command)
         except GoneError:
@@ -460,12 +460,6 @@ class Plain:
         await self._noted(command([claim(PLAIN, lease.job.id, lease.token, **facts)]), note)
 
 
-def events_of(world: World) -> list[Any]:
-    """The history of the queue `plain`."""
-    events: list[Any] = world.__dict__.setdefault("events", [])
-    return events
-
-
 KINDS: dict[str, type[Client]] = {"producer": Producer, "worker": Worker, "reader": Reader, "operator": Operator}
 
 
@@ -524,7 +518,7 @@ async def _conclude_all(world: World, queue: str) -> None:
             )
             for lease in leased.leases
         )
-        events_of(world).append(
+        world.events.append(
             history.Dequeue(queue=PLAIN, called=called, returned=trio.current_time(), lease_seconds=5.0, jobs=jobs)
         )
     if not leased.leases:
@@ -536,7 +530,7 @@ async def _conclude_all(world: World, queue: str) -> None:
         if isinstance(answer, QueueError):
             world.auditor.violate("holder_refused", f"{answer.code} of job {lease.job.id} of {lease.job.queue}")
         if queue == PLAIN:
-            events_of(world).append(
+            world.events.append(
                 history.Claim(
                     queue=PLAIN,
                     called=called,
@@ -552,7 +546,7 @@ async def _check_history(world: World) -> None:
     """The clients' own view, if a life does not take it away."""
     if not world.plan.durable and world.lives > 1:
         return
-    concludes = [event for event in events_of(world) if isinstance(event, history.Claim) and event.verb == "conclude"]
+    concludes = [event for event in world.events if isinstance(event, history.Claim) and event.verb == "conclude"]
     perhaps = {event.id for event in concludes} - {event.id for event in concludes if event.accepted}
     for id_ in sorted(perhaps):
         called = trio.current_time()
@@ -560,11 +554,9 @@ async def _check_history(world: World) -> None:
             state = str((await _insist(world, ReadJob(PLAIN, id_))).state)
         except QueueError as refusal:
             state = refusal.code
-        events_of(world).append(
-            history.Read(queue=PLAIN, called=called, returned=trio.current_time(), id=id_, state=state)
-        )
+        world.events.append(history.Read(queue=PLAIN, called=called, returned=trio.current_time(), id=id_, state=state))
     crashes = [history.Crash(killed=killed, dead=dead, ready=ready) for killed, dead, ready in world.crashes]
-    told = [*events_of(world), *crashes, history.Drained(at=trio.current_time())]
+    told = [*world.events, *crashes, history.Drained(at=trio.current_time())]
     for violation in history.check(told):
         if violation.name == "undrained":
             continue

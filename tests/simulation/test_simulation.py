@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from queue_actor.queues import COUNTED
 from tests.simulation.simulate import Summary, figures, plan_of, run_seed, summary
 from tests.simulation.world import Kind
 
@@ -42,6 +43,7 @@ def test_no_promise_is_broken_in_many_runs(chunk: int) -> None:
 
     print(figures(runs, 0.0))
     assert sum(run.lives for run in runs) > SEEDS_A_CHUNK, "nobody died"
+    assert set[str]().union(*(run.reached for run in runs)) == set(COUNTED), "something was never done"
 
 
 def test_every_kind_of_fault_is_in_some_plan() -> None:

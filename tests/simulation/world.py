@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from itertools import count
 from math import inf
 from pathlib import Path
 from random import Random
@@ -166,6 +167,9 @@ class World(trio.abc.Instrument):
         self.stopped = trio.CancelScope()
         self.trace: list[tuple[float, str, Any]] = []
         self.struck: Counter[str] = Counter()
+        self.events: list[Any] = []  # the history of the queue `plain`, as its clients saw it
+        self.payloads = count(1)  # each job has its own
+        self.seconds = 0.0  # that it took in the end
         self.crashes: list[tuple[float, float, float]] = []  # killed, dead, ready; for the history
         self.lives = 0
         self.steps = 0
@@ -486,7 +490,7 @@ def carry_out(plan: Plan, main: Callable[[World], Any]) -> Run:
                     world.over = True
                 await world.look_once_more()
         finally:
-            world.seconds = trio.current_time()  # type: ignore[attr-defined] # for the figures alone
+            world.seconds = trio.current_time()
 
     violation: ViolationError | None = None
     with small_limits():
@@ -510,7 +514,7 @@ def carry_out(plan: Plan, main: Callable[[World], Any]) -> Run:
         world.auditor.violation or violation,
         world.trace,
         world.auditor.commands,
-        getattr(world, "seconds", 0.0),
+        world.seconds,
         world.lives,
         world.struck,
         world.auditor.reached,
