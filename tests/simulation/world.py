@@ -118,6 +118,8 @@ class WatchedStore(SqliteStore):
 
     auditor: Auditor
     clock: FakeClock
+    recovered: Callable[[], None] = staticmethod(lambda: None)
+    """What to do when all is read."""
 
     async def commit(self, changes: Changes) -> None:
         self.auditor.commit_begins(changes, self.clock())
@@ -131,6 +133,7 @@ class WatchedStore(SqliteStore):
             jobs = [job_of(row) for row in self._connection.execute(JOBS).fetchall()]
             answers = {(str(record.kind), record.key) for record in recovered.answers}
             self.auditor.recovered(jobs, {queue.name: queue for queue in recovered.queues}, answers)
+            self.recovered()
         return done
 
 
@@ -180,6 +183,7 @@ class World(trio.abc.Instrument):
         self._troubles = sorted(plan.troubles, key=lambda trouble: trouble.step, reverse=True)
         self._disk_fault: Kind | None = None
         self._gone_at = 0.0
+        self._cut_after_recovery = False
 
     def tell(self, who: str, what: Any) -> None:
         """Note what happens, for people and for comparison."""
@@ -214,8 +218,8 @@ class World(trio.abc.Instrument):
                 reply = await life.engine.execute(command)
             except QueueError as refusal:
                 reply = refusal
-            except (DeadError, apsw.Error):  # of a read beside the engine
-                if not life.is_dead:
+            except (DeadError, apsw.Error):  # of a read beside the engine, or after a commit that failed
+                if not life.death.is_set() and not life.disk_failed:
                     raise
         call.left = True
         life.calls.pop(scope, None)
@@ -294,7 +298,7 @@ class World(trio.abc.Instrument):
             run_in_thread=self._in_thread,
             room_bytes=lambda: self._room_bytes,
         )
-        store.auditor, store.clock = self.auditor, self.clock
+        store.auditor, store.clock, store.recovered = self.auditor, self.clock, self.has_recovered
         archive = Archive(Path("/queue.db"), lambda _: connection, self._in_thread)
         data = Data(store, archive, open_backups(lambda _: connection))  # type: ignore[arg-type, return-value] # never asked for one
         async with service.open_engine(settings, clock=self.clock, data=data) as engine:
@@ -356,9 +360,19 @@ class World(trio.abc.Instrument):
             return
         # What the process has written and not flushed is still there for the next one, until the power goes.
         self.kill(Kind.KILL)
-        if self.rng.random() < 0.7:
-            self._troubles.append(Trouble(self.steps + self.rng.randint(5, 60), Kind.POWER))
-            self._troubles.sort(key=lambda trouble: trouble.step, reverse=True)
+        self._cut_after_recovery = self.rng.random() < 0.7
+
+    def has_recovered(self) -> None:
+        """A life has read what is kept, and may tell of it: it has to be safe.
+
+        Raises:
+            DeadError: The power has gone.
+        """
+        if self._cut_after_recovery and not self.calm:
+            self._cut_after_recovery = False
+            self.struck[Kind.POWER] += 1
+            self.kill(Kind.POWER)
+            raise DeadError
 
     def _disk_fault_struck(self) -> bool:
         return self._disk_fault is not None and not self._disk.fault_is_due
