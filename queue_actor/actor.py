@@ -87,7 +87,10 @@ class ActorEngine:
         """Answer those who wait for a job, and refuse those who come for one."""
         self._draining = True
         for request in self._waiters.dismiss():
-            request.answer(request.unserved)
+            if request.decided:
+                self._answers.append((request, request.unserved))
+            else:
+                request.answer(request.unserved)
 
     def close(self) -> None:
         """Take no more commands."""
@@ -135,6 +138,7 @@ class ActorEngine:
                 applied = trio.current_time()
                 await self._store.commit(changes)
                 committed = trio.current_time()
+                self._waiters.stored()
                 self._meters.note(len(self._taken), len(changes.jobs), applied - began, committed - applied)
                 for request, reply in self._answers:
                     if isinstance(reply, QueueError):

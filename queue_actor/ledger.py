@@ -90,7 +90,9 @@ class Ledger:
                         f"{len(queue.ready)} jobs of {queue.name} are ready, not {queue.counts[QUEUED]}"
                     )
                 self._touched.add(job.queue)
-        queues = {name: self.queues[name].record() if name in self.queues else None for name in self._touched}
+        # In order, so that the same commands write the same file.
+        touched = sorted(self._touched)
+        queues = {name: self.queues[name].record() if name in self.queues else None for name in touched}
         taken = Changes(
             self._revision,
             changes,

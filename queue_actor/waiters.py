@@ -4,6 +4,7 @@ The oldest dequeue is served first, and who has left is never leased to.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -48,6 +49,7 @@ class Waiters:
         self._keyed: dict[tuple[str, str], _Parked] = {}
         self._readers: dict[tuple[str, int], dict[Request[Job], None]] = {}
         self._readers_count = 0
+        self._news: dict[Request[Job], Job] = {}  # versions that readers may be told of when they are stored
         self.parked = 0  # since the start
         self.served = 0  # of these: got what they waited for
         self.timed_out = 0  # of these: have waited in vain
@@ -128,24 +130,39 @@ class Waiters:
 
         Whose turn comes while its holder has all the jobs it may have is refused, and the next one's turn comes.
         """
-        for queue in queues:
-            while (parked := self._oldest(queue)) is not None:
-                if parked.request.abandoned:
-                    self.discard(parked.request)  # his task has not run yet, to leave the line
+        turns = [
+            (parked.number, n, queue) for n, queue in enumerate(queues) if (parked := self._oldest(queue)) is not None
+        ]
+        heapify(turns)
+        while turns:
+            number, n, queue = turns[0]
+            parked = self._oldest(queue)
+            if parked is None:
+                heappop(turns)
+                continue
+            if parked.number != number:
+                # Whoever stood first has been served or has left. Who is first now may have to let others go first: a
+                # dequeue of several queues can take a job of any of them.
+                heapreplace(turns, (parked.number, n, queue))
+                continue
+            if parked.request.abandoned:
+                self.discard(parked.request)  # his task has not run yet, to leave the line
+                continue
+            reply: Dequeued | HolderFull
+            try:
+                reply = machine.apply(parked.command, now)
+                if not reply.leases and not reply.repeated:
+                    heappop(turns)
                     continue
-                reply: Dequeued | HolderFull
-                try:
-                    reply = machine.apply(parked.command, now)
-                    if not reply.leases and not reply.repeated:
-                        break
-                except HolderFull as refusal:
-                    if not machine.offers(queue):
-                        break  # it is nobody's turn
-                    reply = refusal
-                self.discard(parked.request)
-                parked.request.decided = True
-                self.served += 1
-                yield parked.request, reply
+            except HolderFull as refusal:
+                if not machine.offers(queue):
+                    heappop(turns)  # it is nobody's turn
+                    continue
+                reply = refusal
+            self.discard(parked.request)
+            parked.request.decided = True
+            self.served += 1
+            yield parked.request, reply
 
     def _oldest(self, queue: str) -> _Parked | None:
         """Who has waited longest for a job of this queue, among those who named it or a prefix of it."""
@@ -174,7 +191,7 @@ class Waiters:
         """
         self._check_room()
         self.parked += 1
-        request.park(job, command.wait_seconds)
+        self._news[request] = job
         self._readers.setdefault((command.queue, command.id), {})[request] = None
         self._readers_count += 1
 
@@ -187,14 +204,27 @@ class Waiters:
             if job is None or (job.queue, job.id) not in self._readers:
                 continue
             for request in list(self._readers[job.queue, job.id]):
-                if request.unserved is not None and change.revision <= request.unserved.revision:
+                known = self._news.get(request, request.unserved)
+                if known is not None and change.revision <= known.revision:
                     continue  # it was made in the same batch, before he read the job
-                request.unserved = job
+                self._news[request] = job
                 if job.state in FINISHED or change.after is None:
                     self.discard(request)
                     request.decided = True
                     self.served += 1
                     yield request, job
+
+    def stored(self) -> None:
+        """What the last batch changed is stored: from here on it is what a reader gets whose wait runs out.
+
+        The wait of one who came with that batch begins here, so that it cannot end before there is an answer for him.
+        """
+        for request, job in self._news.items():
+            if request.unserved is None:
+                request.park(job, request.command.wait_seconds)  # type: ignore[attr-defined] # it is a ReadJob
+            else:
+                request.unserved = job
+        self._news.clear()
 
     # --- both
 
@@ -215,17 +245,23 @@ class Waiters:
             readers = self._readers.get((request.command.queue, request.command.id), {})
             if request in readers:
                 del readers[request]
+                self._news.pop(request, None)
                 self._readers_count -= 1
                 if not readers:
                     del self._readers[request.command.queue, request.command.id]
 
     def dismiss(self) -> list[Request[Any]]:
-        """Forget all; the caller answers them with what they were to get if nothing happened, `unserved`."""
+        """Forget all; the caller answers them with what they were to get if nothing happened, `unserved`.
+
+        Where that tells of the batch in hand it is decided, and the answer has to wait until the batch is stored.
+        """
         dismissed: list[Request[Any]] = [
             *self._parked,
             *(request for line in self._readers.values() for request in line),
         ]
         for request in dismissed:
+            if request in self._news:
+                request.unserved, request.decided = self._news[request], True
             self.discard(request)
         return dismissed
 

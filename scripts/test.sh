@@ -5,6 +5,8 @@
 #   --model N   N lives of the state machine beside its naive model, and N/100 with a store, over all cores, and nothing
 #               else; --seed S repeats a run
 #   --power N   the store through N power cuts of each kind of durability (at least 30), and nothing else
+#   --simulate N  N seeds of the simulation of the core, on all cores, then N/20 of that of the whole server, and
+#               nothing else; --seed S is the first one
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 #   --hostile N N connections that send what nobody should, storms and dropped polls, and nothing else; --seed S as above
 #   --contract N  N made-up requests for each operation of /openapi.json, and nothing else; --seed S repeats a run
@@ -33,6 +35,16 @@ if [ "${1:-}" = --power ]; then
     export POWER_CUTS=${2:?"--power needs a number of power cuts"}
     shift 2
     set -- tests/simulation/test_disk.py tests/simulation/test_power_cuts.py "$@"
+fi
+if [ "${1:-}" = --simulate ]; then
+    export SIMULATE_SEEDS=${2:?"--simulate needs a number of seeds"}
+    shift 2
+    if [ "${1:-}" = --seed ]; then
+        export SIMULATE_SEED=${2:?"--seed needs a number"}
+        shift 2
+    fi
+    .venv/bin/python -m tests.simulation.simulate "$SIMULATE_SEEDS" --seed "${SIMULATE_SEED:-1}"
+    set -- tests/simulation/test_stack.py -k whatever_clients_do --numprocesses auto "$@"
 fi
 if [ "${1:-}" = --crashes ]; then
     export CRASH_KILLS=${2:?"--crashes needs a number of kills"}
@@ -69,4 +81,4 @@ if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"
 fi
 # One worker a core; tests that start processes share one, so that they do not compete with each other.
-exec .venv/bin/python -m pytest -m "$marker" --cov --numprocesses auto --dist loadgroup
+exec .venv/bin/python -m pytest -m "$marker" --cov --durations 25 --numprocesses auto --dist loadgroup

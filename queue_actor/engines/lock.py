@@ -44,6 +44,7 @@ class LockEngine:
         self._failure: BaseException | None = None
         self._lock = trio.Lock()
         self._inbox_requests = 0
+        self._in_hand: list[tuple[Request[Any], Any]] = []  # answers that wait for the commit under way
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command under the lock; see `Engine.execute`."""
@@ -70,7 +71,7 @@ class LockEngine:
         if self._failure is not None:
             return OutcomeUnknown("the queue ended before it answered")
         machine, waiters = self._machine, self._waiters
-        served: list[tuple[Request[Any], Any]] = []
+        served = self._in_hand = []
         try:
             now = self._clock()
             began = trio.current_time()
@@ -83,12 +84,13 @@ class LockEngine:
             applied = trio.current_time()
             await self._store.commit(changes)
             committed = trio.current_time()
+            waiters.stored()
             self._meters.note(1, len(changes.jobs), applied - began, committed - applied)
         except BaseException as bug:
             # It happened in a caller's task, where the server would take it for the caller's affair.
             self._failure = bug
             self.close()
-            for parked, _ in served:
+            for parked in [*(request for request, _ in served), *waiters.dismiss()]:
                 parked.refuse(OutcomeUnknown("the queue ended before it answered"))
             raise OutcomeUnknown("the queue ended before it answered") from bug
         for parked, its_reply in served:
@@ -126,7 +128,10 @@ class LockEngine:
         """Answer those who wait for a job, and refuse those who come for one."""
         self._draining = True
         for request in self._waiters.dismiss():
-            request.answer(request.unserved)
+            if request.decided:
+                self._in_hand.append((request, request.unserved))
+            else:
+                request.answer(request.unserved)
 
     def close(self) -> None:
         """Take no more commands."""

@@ -1,10 +1,13 @@
 """What the model found, and what reading found beside it: each of these failed once."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import trio
+import trio.testing
 from msgspec.structs import replace
 
+from queue_actor import service
 from queue_actor.commands import (
     Cancel,
     Command,
@@ -17,6 +20,7 @@ from queue_actor.commands import (
     ExtendClaim,
     IdempotencyKey,
     NewJob,
+    ReadJob,
     ReadQueue,
     Redrive,
     Release,
@@ -27,11 +31,14 @@ from queue_actor.commands import (
 )
 from queue_actor.engine import Request
 from queue_actor.errors import MemoryFull
-from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, Now, OnExisting, QueuePolicy
+from queue_actor.jobs import DEFAULT_QUEUE_POLICY, JobOptions, JobState, Now, OnExisting, QueuePolicy
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES
 from queue_actor.waiters import Waiters
+from tests.fakes import SECRET, Call, FakeClock, FakeStore
+
+EngineName = Literal["actor", "lock"]
 
 
 class World:
@@ -200,3 +207,56 @@ def test_a_job_replaced_again_and_again_leaves_no_trail() -> None:
     (array,) = world.machine._ledger.queues["q"].ready.statistics().values()
     assert array.live == 1
     assert array.used < 50
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("engine", ["actor", "lock"])
+async def test_a_reader_whose_wait_runs_out_during_a_commit_is_told_nothing_unstored(engine: EngineName) -> None:
+    """Had the power gone then, he would have been told of an attempt that there never was."""
+    store, clock = FakeStore(), FakeClock()
+    async with (
+        service.open_engine(Settings(engine=engine), clock=clock, store=store, secret=SECRET) as opened,
+        trio.open_nursery() as nursery,
+    ):
+        await opened.execute(Enqueue("q", [NewJob("t")]))
+        reader = await Call.start(nursery, opened, ReadJob("q", 1, wait_seconds=1.0))
+        store.hold()
+        await Call.start(nursery, opened, Dequeue("q"))
+        await trio.sleep(2)
+        told = reader.reply
+        store.let_go()
+
+    assert told.state is JobState.QUEUED
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("engine", ["actor", "lock"])
+async def test_a_reader_sent_home_during_a_commit_is_told_when_it_is_stored(engine: EngineName) -> None:
+    store, clock = FakeStore(), FakeClock()
+    async with (
+        trio.open_nursery() as nursery,
+        service.open_engine(Settings(engine=engine), clock=clock, store=store, secret=SECRET) as opened,
+    ):
+        await opened.execute(Enqueue("q", [NewJob("t")]))
+        reader = await Call.start(nursery, opened, ReadJob("q", 1, wait_seconds=20.0))
+        store.hold()
+        await Call.start(nursery, opened, Dequeue("q"))
+        opened.drain()
+        await trio.testing.wait_all_tasks_blocked()
+        assert reader.ended_at is None
+        store.let_go()
+
+    assert reader.reply.state is JobState.IN_PROGRESS
+
+
+def test_who_has_waited_longest_goes_first_where_several_queues_have_jobs_at_once() -> None:
+    """The dequeue that was first in line at one queue took the job of another, where somebody waited longer."""
+    world, waiters = World(), Waiters(10)
+    first, second = (Request(Dequeue(names, wait_seconds=20.0)) for names in ("b", ("b", "a")))
+    for request in (first, second):
+        waiters.carry_out(world.machine, request, world.now, may_park=True)
+    world.do(Enqueue("b", [NewJob("t")]))
+
+    served = list(waiters.serve(world.machine, ["a", "b"], world.now))
+
+    assert [request for request, _ in served] == [first]

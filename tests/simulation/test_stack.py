@@ -1,6 +1,7 @@
 """The whole server in worlds made up from seeds, and what proves that such a world finds what is wrong.
 
-`SIMULATE_SEEDS=N` runs N // 20 worlds, beginning with the seed `SIMULATE_SEED`, in place of those of every run.
+`scripts/test.sh --simulate N` runs N // 20 worlds, beginning with the seed that it is given, in place of those of every
+run.
 """
 
 import os

@@ -278,6 +278,19 @@ def read(waiters: Waiters, machine: StateMachine, id_: int = 1) -> Request[Job]:
     return request
 
 
+def test_what_is_not_stored_is_not_told_to_a_reader_whose_wait_runs_out(
+    waiters: Waiters, machine: StateMachine
+) -> None:
+    enqueue(machine, "a")
+    request = read(waiters, machine)
+    assert request.unserved is None
+    waiters.stored()
+    stored = request.unserved
+    machine.apply(Dequeue("q"), NOW)
+    assert list(waiters.tell(machine.take_changes().jobs)) == []
+    assert request.unserved is stored
+
+
 def test_a_reader_is_told_when_his_job_has_ended_and_of_no_other(waiters: Waiters, machine: StateMachine) -> None:
     enqueue(machine, "a", "b")
     machine.take_changes()
@@ -294,9 +307,11 @@ def test_a_reader_is_told_when_his_job_has_ended_and_of_no_other(waiters: Waiter
 def test_a_reader_knows_the_last_version_of_his_job(waiters: Waiters, machine: StateMachine) -> None:
     enqueue(machine, "a")
     request = read(waiters, machine)
+    waiters.stored()
     assert request.unserved == machine.apply(ReadJob("q", 1), NOW)
     (leased,) = machine.apply(Dequeue("q"), NOW).leases
     assert list(waiters.tell(machine.take_changes().jobs)) == []
+    waiters.stored()
     assert request.unserved == leased.job
     assert len(waiters) == 1
 
@@ -307,6 +322,7 @@ def test_a_reader_is_told_nothing_of_what_happened_before_he_came(waiters: Waite
     machine.apply(Redrive("q", [1]), NOW)
     request = read(waiters, machine)
     assert list(waiters.tell(machine.take_changes().jobs)) == []
+    waiters.stored()
     assert request.unserved == machine.apply(ReadJob("q", 1), NOW)
 
 
