@@ -13,6 +13,7 @@ from queue_actor.changes import Changes
 from queue_actor.commands import Command, R
 from queue_actor.engine import Engine
 from queue_actor.jobs import Change, Now
+from queue_actor.virtual import seeded_scheduling
 
 EPOCH_SECONDS = 1_800_000_000.0
 """What the wall clock of a test shows when it begins."""
@@ -40,14 +41,9 @@ def in_virtual_time(main: Callable[[], Awaitable[R]], **arguments: Any) -> R:
 
 
 def in_seeded_virtual_time(seed: int, main: Callable[[], Awaitable[R]]) -> R:
-    """The same, with the order in which tasks run decided by a seed.
-
-    The two names are not public. They are what Trio's own Hypothesis plugin uses, and if they vanish this fails.
-    """
-    assert hasattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING")
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc] # it is there for this
-    trio._core._run._r.seed(seed)
-    return in_virtual_time(main)
+    """The same, with the order in which tasks run decided by a seed."""
+    with seeded_scheduling(seed):
+        return in_virtual_time(main)
 
 
 async def _free_the_stuck(main: trio.lowlevel.Task) -> None:
