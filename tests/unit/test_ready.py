@@ -721,8 +721,12 @@ def test_tidying_does_a_step_and_twice_as_many_slots_as_jobs_left(
     ready = Ready(Settings(compact_slice=4))
     for place in range(1, 11):
         ready.append(0, place, place)
-    done: list[ReadyArray] = []
-    monkeypatch.setattr(ReadyArray, "tidy", lambda self: done.append(self))
+    done = []
+
+    def count(subject: ReadyArray) -> None:
+        done.append(subject)
+
+    monkeypatch.setattr(ReadyArray, "tidy", count)
     for place in range(1, jobs + 1):
         if leave == "popleft":
             ready.popleft()
