@@ -673,12 +673,76 @@ def test_memory_is_flat_when_priorities_come_and_go() -> None:
     assert twin.ready.statistics() == {}
 
 
+def test_the_oldest_goes_first_whatever_its_priority_where_that_is_asked_for() -> None:
+    ready = Ready(Settings())
+    for place, priority in enumerate((5, 0, -2, 5, 0), start=1):
+        ready.append(priority, place, 100 + place)
+    assert (ready.popleft(oldest=True), ready.popleft(oldest=True)) == (101, 102)
+    ready.put_back(0, 2, 102)
+    assert [ready.first(), ready.first(oldest=True)] == [104, 102]
+    for id_ in (102, 103, 104, 105):
+        assert ready.first(oldest=True) == id_
+        assert ready.popleft(oldest=True) == id_
+    assert ready.first(oldest=True) is ready.popleft(oldest=True) is None
+
+
+def test_the_lower_place_goes_first_be_it_of_a_job_that_came_back_or_not() -> None:
+    ready = Ready(Settings())
+    ready.put_back(0, 2, 102)
+    ready.append(0, 1, 101)
+    ready.append(0, 3, 103)
+    assert [(ready.first(), ready.popleft()) for _ in range(3)] == [(101, 101), (102, 102), (103, 103)]
+
+
+def test_totals_count_arrays_that_are_gone_too() -> None:
+    ready = Ready(Settings(ready_initial=1, ready_growth=2))
+    assert ready.totals() == (0, 0, 0)
+    for priority in (1, 2):
+        for place in range(1, 33):  # grows to 2, 4, 8, 16 and 32 slots
+            ready.append(priority, place, place)
+        assert ready.totals() == (32, priority - 1, 5 * priority)
+        for _ in range(31):
+            ready.popleft()
+        ready.tidy()
+        assert ready.totals() == (32, priority, 5 * priority)
+        ready.popleft()
+        ready.tidy()
+        assert ready.totals() == (0, priority, 5 * priority)
+    ready.append(0, 100, 100)
+    ready.append(3, 101, 101)
+    assert ready.totals() == (2, 2, 10)
+
+
+@pytest.mark.parametrize("leave", ["popleft", "remove"])
+@pytest.mark.parametrize(("jobs", "steps"), [(1, 1), (2, 2), (3, 2), (4, 3)])
+def test_tidying_does_a_step_and_twice_as_many_slots_as_jobs_left(
+    leave: str, jobs: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = Ready(Settings(compact_slice=4))
+    for place in range(1, 11):
+        ready.append(0, place, place)
+    done = []
+
+    def count(subject: ReadyArray) -> None:
+        done.append(subject)
+
+    monkeypatch.setattr(ReadyArray, "tidy", count)
+    for place in range(1, jobs + 1):
+        if leave == "popleft":
+            ready.popleft()
+        else:
+            ready.remove(0, place)
+    ready.tidy()
+    ready.tidy()  # none has left since
+    assert len(done) == steps
+
+
 def test_a_wrong_count_is_noticed_and_not_served_from() -> None:
     ready = Ready(Settings())
     ready.append(0, 1, 1)
     ready._count = 2
     ready.popleft()
-    with pytest.raises(AssertionError, match="count"):
+    with pytest.raises(AssertionError, match=r"^the count of ready jobs is wrong$"):
         ready.first()
 
 
