@@ -21,9 +21,12 @@ hypothesis.settings.load_profile("unhurried")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that start processes together, and run in virtual time what is marked so.
 
+    What is slow is not counted for coverage, which would make it slower still: the quick tests have to cover the code.
     pytest-trio has put its own mark already, and heeds the first.
     """
     for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.no_cover)
         if item.get_closest_marker("process"):
             item.add_marker(pytest.mark.xdist_group("process"))
         if item.get_closest_marker("virtual_time") and item.get_closest_marker("trio"):

@@ -92,8 +92,13 @@ def _troubles(seed: int, steps: int, durable: bool) -> tuple[Trouble, ...]:
 
 def run_plan(plan: Plan) -> Run:
     """Carry a plan out."""
-    logging.getLogger("queue_actor").setLevel(logging.CRITICAL)
-    return carry_out(plan, everybody)
+    logger = logging.getLogger("queue_actor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return carry_out(plan, everybody)
+    finally:
+        logger.setLevel(level)
 
 
 def run_seed(seed: int, commands: int = COMMANDS) -> Run:
