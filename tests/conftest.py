@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Generator
 
 import hypothesis
 import pytest
@@ -21,16 +22,28 @@ hypothesis.settings.load_profile("unhurried")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that start processes together, and run in virtual time what is marked so.
 
-    What is slow is not counted for coverage, which would make it slower still: the quick tests have to cover the code.
     pytest-trio has put its own mark already, and heeds the first.
     """
     for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.no_cover)
         if item.get_closest_marker("process"):
             item.add_marker(pytest.mark.xdist_group("process"))
         if item.get_closest_marker("virtual_time") and item.get_closest_marker("trio"):
             item.add_marker(pytest.mark.trio(run=in_virtual_time), append=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Count no coverage while a slow test runs: that makes it three times as slow. The quick ones have to cover all.
+
+    The mark that pytest-cov has for it does nothing in the processes of pytest-xdist.
+    """
+    counting = sys.gettrace()
+    if item.get_closest_marker("slow"):
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(counting)
 
 
 @pytest.fixture(params=[*IN_MEMORY, DURABLE])
