@@ -14,7 +14,7 @@ quick="not durable and not larger_array and not memory_is_flat"
 tests_of() {
     case $1 in
         ready) echo tests/unit/test_ready.py ;;
-        waiters) echo tests/unit/test_waiters.py tests/contract/test_waiting.py ;;
+        waiters) echo tests/unit/test_waiters.py tests/contract/test_waiting.py tests/unit/test_actor.py ;;
         actor) echo tests/unit/test_actor.py tests/unit/test_waiters.py tests/contract/test_waiting.py \
             tests/contract/test_engine.py ;;
         deadlines) echo tests/unit/test_deadlines.py ;;

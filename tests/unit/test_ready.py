@@ -153,6 +153,15 @@ def test_jobs_leave_in_the_order_in_which_they_came() -> None:
     twin.drain()
 
 
+def test_what_cannot_be_taken_out_is_told() -> None:
+    twin = Twin(1)
+    with pytest.raises(KeyError, match=r"^17$"):
+        twin.array.remove(17)
+    twin.popleft()
+    with pytest.raises(IndexError, match=r"^the ready array is empty$"):
+        twin.array.popleft()
+
+
 def test_a_place_that_no_job_has_cannot_be_removed() -> None:
     twin = Twin(20)
     twin.popleft()
@@ -199,6 +208,12 @@ def test_an_array_grows_by_its_factor_while_that_is_less_than_a_slice() -> None:
         capacities.append(twin.array.statistics().capacity)
     assert sorted(set(capacities)) == [4, 8, 16, 32, 48, 64, 80]
     assert capacities[3:5] == [4, 8]  # it grows when it is full and not before
+
+
+@pytest.mark.parametrize(("growth", "grown"), [(1.25, 20), (1.5, 24), (3.0, 48)])
+def test_an_array_grows_by_whatever_factor_it_is_given(growth: float, grown: int) -> None:
+    twin = Twin(17, initial=16, growth=growth, slice_=1_000)
+    assert twin.array.statistics().capacity == grown
 
 
 @pytest.mark.parametrize("initial", [1, 2, 3])
@@ -262,6 +277,19 @@ def test_an_array_of_tombstones_alone_is_compacted_to_nothing() -> None:
 
 
 # --- what compaction does
+
+
+def test_compactions_are_counted() -> None:
+    twin = Twin()
+    for count in (1, 2, 3):
+        for _ in range(20):
+            twin.append()
+        for _ in range(11):
+            twin.popleft()
+        while twin.compacted():
+            pass
+        assert twin.array.compactions >= count
+        twin.drain()
 
 
 def test_compaction_makes_an_array_shorter_and_keeps_its_capacity() -> None:

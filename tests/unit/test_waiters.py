@@ -4,9 +4,22 @@ from collections.abc import Iterable
 
 import pytest
 
-from queue_actor.commands import Cancel, Dequeue, Dequeued, Enqueue, IdempotencyKey, NewJob, ReadJob, ReadQueue, Redrive
+from queue_actor.commands import (
+    Cancel,
+    Claim,
+    Conclude,
+    Dequeue,
+    Dequeued,
+    Enqueue,
+    IdempotencyKey,
+    NewJob,
+    ReadJob,
+    ReadQueue,
+    Redrive,
+)
 from queue_actor.engine import Request
-from queue_actor.errors import KeyReused, TooManyWaiters
+from queue_actor.errors import HolderFull, KeyReused, TooManyWaiters
+from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Job, JobState, Now
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -226,6 +239,50 @@ def test_the_oldest_of_all_lines_goes_first(waiters: Waiters, machine: StateMach
     assert [request for request, _ in served(waiters, machine, ["one"])] == parked
 
 
+def test_a_queue_without_jobs_does_not_keep_the_next_one_from_being_served(
+    waiters: Waiters, machine: StateMachine
+) -> None:
+    park(waiters, "empty")
+    request = park(waiters, "full")
+    enqueue(machine, "a", queue="full")
+    assert served(waiters, machine, ["empty", "full"]) == [(request, ["a"])]
+
+
+# --- holders who may have one job
+
+
+def park_holder(waiters: Waiters) -> Request[Dequeued]:
+    request = Request(Dequeue("q", wait_seconds=20, holder="w", holder_in_progress_max=1))
+    assert waiters.carry_out(StateMachine(Settings(), secret=SECRET), request, NOW, may_park=True) is None
+    return request
+
+
+def test_who_has_all_the_jobs_he_may_have_is_refused_and_the_next_one_is_served(
+    waiters: Waiters, machine: StateMachine
+) -> None:
+    full, next_ = park_holder(waiters), park(waiters)
+    enqueue(machine, "a", "b")
+    machine.apply(Dequeue("q", holder="w"), NOW)
+    (first, refusal), (second, reply) = waiters.serve(machine, ["q"], NOW)
+    assert (first, second) == (full, next_)
+    assert isinstance(refusal, HolderFull)
+    assert isinstance(reply, Dequeued)
+    assert [leased.job.type for leased in reply.leases] == ["b"]
+    assert len(waiters) == 0
+
+
+def test_who_has_all_the_jobs_he_may_have_waits_on_while_there_is_no_job_and_holds_no_other_queue_up(
+    waiters: Waiters, machine: StateMachine
+) -> None:
+    full, other = park_holder(waiters), park(waiters, "other")
+    enqueue(machine, "a")
+    machine.apply(Dequeue("q", holder="w"), NOW)
+    enqueue(machine, "b", queue="other")
+    assert served(waiters, machine, ["q", "other"]) == [(other, ["b"])]
+    assert not full.decided
+    assert waiters.dismiss() == [full]
+
+
 # --- keys
 
 
@@ -254,7 +311,7 @@ def test_a_repeat_takes_over_from_a_repeat(waiters: Waiters) -> None:
 def test_a_key_is_free_when_its_holder_has_left(waiters: Waiters) -> None:
     waiters.discard(park(waiters, key=key(body=b"1")))
     park(waiters, key=key(body=b"2"))
-    with pytest.raises(KeyReused):
+    with pytest.raises(KeyReused, match=r"^the idempotency key was used with another body$"):
         park(waiters, key=key(body=b"1"))
     assert len(waiters) == 1
 
@@ -336,6 +393,36 @@ def test_who_waits_for_nothing_is_not_parked(waiters: Waiters, machine: StateMac
     for dequeue, may_park in ((Dequeue("none"), True), (Dequeue("none", wait_seconds=20), False)):
         assert waiters.carry_out(machine, Request(dequeue), NOW, may_park=may_park) == Dequeued([])
     assert len(waiters) == 0
+
+
+def test_any_wait_is_a_wait(waiters: Waiters) -> None:
+    request = Request(Dequeue("q", wait_seconds=0.001))
+    assert waiters.carry_out(StateMachine(Settings(), secret=SECRET), request, NOW, may_park=True) is None
+    assert waiters.dismiss() == [request]
+
+
+def test_a_reader_is_told_although_other_jobs_changed_before_his(waiters: Waiters, machine: StateMachine) -> None:
+    enqueue(machine, "a", "b")
+    request = read(waiters, machine, 2)
+    machine.take_changes()
+    _, job = machine.apply(Cancel("q", [1, 2]), NOW).jobs
+    assert list(waiters.tell(machine.take_changes().jobs)) == [(request, job)]
+
+
+def test_who_waited_and_what_came_of_it_is_counted(waiters: Waiters, machine: StateMachine) -> None:
+    before = EngineFigures(sweeps=7)
+    assert waiters.count_in(before) == before
+    for _ in range(2):
+        park(waiters)
+    enqueue(machine, "a", "b")
+    assert len(served(waiters, machine)) == 2
+    for id_ in (1, 2):
+        read(waiters, machine, id_)
+    machine.take_changes()
+    machine.apply(Conclude([Claim("q", 1), Claim("q", 2)]), NOW)
+    assert len(list(waiters.tell(machine.take_changes().jobs))) == 2
+    waiters.timed_out += 1
+    assert waiters.count_in(before) == EngineFigures(sweeps=7, parked=4, served=4, timed_out=1)
 
 
 def test_a_reader_is_discarded_once(waiters: Waiters, machine: StateMachine) -> None:
