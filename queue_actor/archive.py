@@ -3,17 +3,19 @@
 A read sees the last commit before it, and so everything that anyone was told. The engine is never delayed by one.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from queue_actor.commands import Ended, JobFilter, JobsFound, Search
-from queue_actor.jobs import FINISHED, Job, JobState
+from queue_actor.jobs import FINISHED, Job
 from queue_actor.queries import SCANNED_IDS_MAX
 from queue_actor.rows import JOBS, job_of
 from queue_actor.schema import Connection
+from queue_actor.threads import RunInThread
 
 _LAST_ERROR_HAS = """EXISTS (
     SELECT 1 FROM (
@@ -38,6 +40,9 @@ class Overdue(msgspec.Struct, frozen=True):
     departures: Mapping[str, int]
 
 
+_decode_ended = msgspec.json.Decoder(list[Ended]).decode
+
+
 class Archive:
     """Finds jobs in the file that the store writes."""
 
@@ -45,7 +50,7 @@ class Archive:
         self,
         path: Path,
         connect: Callable[[Path], Connection],
-        run_in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        run_in_thread: RunInThread,
     ) -> None:
         """Open the file for reading; see `SqliteStore` for the arguments. One read runs at a time."""
         self._connection = connect(path)
@@ -108,17 +113,9 @@ class Archive:
         def find() -> Overdue:
             self._connection.execute("BEGIN")
             try:
-                aged = [
-                    key for state in sorted(FINISHED) for key in self._first(f"state = '{state}'", limit, until=now)
-                ]
-                many = self._first("state = 'dead'", min(limit, dead_over))
-                # Each state by itself, for so each is in order in the index.
-                done = [
-                    ended
-                    for state in ("cancelled", "concluded")
-                    for ended in self._first(f"state = '{state}'", min(limit, over))
-                ]
-                many += sorted(done, key=lambda ended: ended.kept_until)[: min(limit, over)]
+                aged = self._first(sorted(FINISHED), limit, until=now)
+                many = self._first(["dead"], min(limit, dead_over))
+                many += self._first(["cancelled", "concluded"], min(limit, over))
                 return Overdue(aged, many, self._departures({job.queue for job in aged + many}))
             finally:
                 self._connection.execute("COMMIT")
@@ -126,14 +123,24 @@ class Archive:
         overdue: Overdue = await self._run_in_thread(find)
         return overdue
 
-    def _first(self, condition: str, limit: int, until: float | None = None) -> list[Ended]:
-        until_condition = "" if until is None else f" AND kept_until <= {until!r}"
-        rows = self._connection.execute(
-            "SELECT queue, id, state, kept_until FROM jobs INDEXED BY jobs_finished "  # noqa: S608 - the condition is one of ours
-            f"WHERE kept_until IS NOT NULL AND {condition}{until_condition} ORDER BY kept_until LIMIT ?",
-            (limit,),
+    def _first(self, states: Sequence[str], limit: int, until: float = inf) -> list[Ended]:
+        """The jobs of these states whose retention ends first.
+
+        All of them are one row: each step of a statement gives the interpreter's lock away, and has to have it back.
+        """
+        # Each state is in order in the index, so that SQLite merges them without sorting.
+        in_order = " UNION ALL ".join(
+            "SELECT queue, id, state, facts, kept_until FROM jobs INDEXED BY jobs_finished "  # noqa: S608 - the states are ours
+            f"WHERE kept_until IS NOT NULL AND state = '{state}' AND kept_until <= ?1"
+            for state in states
         )
-        return [Ended(queue, id_, JobState(state), kept_until) for queue, id_, state, kept_until in rows]
+        rows = self._connection.execute(
+            "SELECT json_group_array(json_array(queue, id, state, facts ->> 'revision')) "  # noqa: S608 - as above
+            f"FROM ({in_order} ORDER BY kept_until LIMIT ?2)",
+            (until, limit),
+        )
+        ((text,),) = rows.fetchall()
+        return _decode_ended(text)
 
     async def search(self, command: Search) -> JobsFound:
         """A page of the jobs that match, in whatever state: `queries.search`, asked of the file."""

@@ -7,17 +7,16 @@ process ends. What a process killed before that leaves behind, the next one remo
 
 import os
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from queue_actor.errors import BackupRunning, DiskFull, Draining
-
-RunInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+from queue_actor.threads import RunInThread
 
 PREFIX: Final = "backup-"
 SUFFIX: Final = ".part"

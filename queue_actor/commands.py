@@ -422,13 +422,13 @@ class ReadPosition(Command[Position], frozen=True):
 # --- time
 
 
-class Ended(msgspec.Struct, frozen=True, gc=False):
-    """A finished job, and until when it was to be kept."""
+class Ended(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A finished job, and the revision that it had."""
 
     queue: str
     id: int
     state: JobState
-    kept_until: float
+    revision: int
 
 
 class Pruned(msgspec.Struct, frozen=True):

@@ -12,14 +12,11 @@ import os
 import secrets
 import sqlite3
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
-
-import trio
 
 from queue_actor.archive import Archive
 from queue_actor.backups import Backups
@@ -28,9 +25,10 @@ from queue_actor.schema import ForeignFileError
 from queue_actor.service import INSTANCE_BYTES
 from queue_actor.settings import PREFIX, SettingError, Settings
 from queue_actor.sqlite import SqliteStore
+from queue_actor.threads import one_at_a_time
 from queue_actor.tokens import SECRET_BYTES
 
-__all__ = ["FILE", "Data", "connect", "connect_reader", "locked", "one_at_a_time", "open_directory", "sync"]
+__all__ = ["FILE", "Data", "connect", "connect_reader", "locked", "open_directory", "sync"]
 
 FILE = "queue.sqlite"
 LOCK = "lock"
@@ -58,11 +56,6 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write."""
     address = f"file:{quote(str(path))}?mode=ro"
     return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-
-
-def one_at_a_time() -> Callable[[Callable[[], Any]], Awaitable[Any]]:
-    """Carries out calls in a thread of their own, one after the other."""
-    return partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
 
 
 @contextmanager

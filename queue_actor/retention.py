@@ -97,7 +97,7 @@ class Retention:
             job = queue.jobs.get(ended.id)
             if job is None:
                 self._ledger.prune(queue, ended.id, ended.state)
-            elif job.kept_until == ended.kept_until:
+            elif job.revision == ended.revision:
                 self._ledger.forget(queue, job, now)
             else:
                 continue  # it was redriven meanwhile

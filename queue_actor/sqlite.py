@@ -12,10 +12,10 @@ What a batch writes is planned by `statements.py`; here it is carried out.
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -25,6 +25,7 @@ from queue_actor.jobs import Job, JobState
 from queue_actor.rows import ANSWER_COLUMNS, JOBS, QUEUE_COLUMNS, answer_of, job_of, queue_of
 from queue_actor.schema import APPLICATION_ID, Connection, ForeignFileError, prepare
 from queue_actor.statements import Statement, plan
+from queue_actor.threads import RunInThread
 
 CACHE_KIB: Final = 64 * 1024
 CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
@@ -48,7 +49,6 @@ WAL_BYTES_WARNING: Final = 256 * 1024 * 1024
 logger = logging.getLogger("queue_actor.store")
 
 T = TypeVar("T")
-RunInThread = Callable[[Callable[[], T]], Awaitable[T]]
 
 
 class _StoppedError(Exception):
@@ -66,7 +66,7 @@ class SqliteStore:
         durability: str,
         fresh_secret: bytes,
         fresh_instance: str,
-        run_in_thread: Callable[[Callable[[], Any]], Awaitable[Any]],
+        run_in_thread: RunInThread,
         room_bytes: Callable[[], float],
     ) -> None:
         """Open the file, or make it.

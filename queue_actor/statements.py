@@ -30,6 +30,9 @@ COMMIT_BYTES: Final = 16 * 1024
 JOB_ROW_BYTES: Final = 1_000
 """What a job's row is taken to write: itself, and its share of the pages it changes."""
 
+RANGE_IDS_MIN: Final = 100
+"""Ids in a row that a statement of their own deletes: six times cheaper a row, but a statement more to wait for."""
+
 JobKey = tuple[str, int]
 
 
@@ -63,7 +66,7 @@ def _jobs(changes: Changes) -> tuple[list[Statement], int]:
             inline.append(text)
     statements = [
         *_delete("jobs", gone),
-        *_delete("large_payloads", list(large)),
+        *_delete("large_payloads", large),
         *_upsert("jobs", JOB_COLUMNS, bare, keys=2),
         *_upsert("jobs", (*JOB_COLUMNS, "payload"), inline, keys=2),
         *_upsert("large_payloads", ("queue", "id", "payload"), large_payloads, keys=2),
@@ -127,12 +130,30 @@ def _upsert(table: str, columns: tuple[str, ...], values: list[Any], *, keys: in
         rows -= count
 
 
-def _delete(table: str, keys: Sequence[JobKey]) -> Iterator[Statement]:
-    if keys:
+def _delete(table: str, keys: Iterable[JobKey]) -> Iterator[Statement]:
+    """Delete rows: where many have ids in a row, as jobs have that go as they came, by their first and last id."""
+    single: list[JobKey] = []
+    for run in _runs(keys):
+        if len(run) >= RANGE_IDS_MIN:
+            (queue, first), (_, last) = run[0], run[-1]
+            yield f"DELETE FROM {table} WHERE queue = ? AND id BETWEEN ? AND ?", (queue, first, last)  # noqa: S608 - the table is one of ours
+        else:
+            single += run
+    if single:
         yield (
-            f"DELETE FROM {table} WHERE (queue, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))",  # noqa: S608 - the table is one of ours
-            (msgspec.json.encode(keys).decode(),),
+            f"DELETE FROM {table} WHERE (queue, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))",  # noqa: S608 - as above
+            (msgspec.json.encode(single).decode(),),
         )
+
+
+def _runs(keys: Iterable[JobKey]) -> Iterator[list[JobKey]]:
+    """Keys of one queue whose ids follow one another."""
+    ordered = sorted(keys)
+    start = 0
+    for n, (queue, id_) in enumerate(ordered, 1):
+        if n == len(ordered) or ordered[n] != (queue, id_ + 1):
+            yield ordered[start:n]
+            start = n
 
 
 @cache  # of each table a few, by ROWS_A_STATEMENT

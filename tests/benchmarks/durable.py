@@ -15,6 +15,7 @@ from urllib.request import urlopen
 from msgspec.structs import replace
 
 from queue_actor.directory import open_directory
+from queue_actor.settings import DURABLE_RETENTION_JOBS
 from tests.benchmarks.http import SETTINGS, batches, serve
 from tests.benchmarks.load import Measure, measure, rotated, started
 from web.__main__ import SWITCH_SECONDS, Parts
@@ -34,7 +35,7 @@ def serve_kind(kind: str, directory: Path) -> None:
     if kind == "memory":
         serve(SETTINGS, Parts())
         return
-    settings = replace(SETTINGS, data=str(directory / kind), durability=kind)
+    settings = replace(SETTINGS, data=str(directory / kind), durability=kind, retention_jobs=DURABLE_RETENTION_JOBS)
     sys.setswitchinterval(SWITCH_SECONDS)
     with open_directory(settings) as data:
         serve(settings, Parts(data=data))

@@ -232,10 +232,10 @@ async def test_a_row_that_may_have_changed_since_it_was_read_is_not_used(lives: 
         await engine.execute(Forget("q", [1]))
         within: Engine = engine._engine  # type: ignore[attr-defined] # it is a durable one
         await refusal(within, Recalled(Redrive("q", [1]), [row], {"q": departures}), ForgottenJob)
-        gone = Ended("q", 2, JobState.CONCLUDED, row.kept_until or 0)
+        gone = Ended("q", 2, JobState.CONCLUDED, (await read(engine, 2)).revision)
         assert (await within.execute(Prune([gone], {"q": departures}))).count == 0
         current = machine_of(engine)._queues["q"].departures
-        assert (await within.execute(Prune([replace(gone, kept_until=1.0)], {"q": current}))).count == 0
+        assert (await within.execute(Prune([replace(gone, revision=1)], {"q": current}))).count == 0
         assert await counts(engine) == {"concluded": 2}
 
 

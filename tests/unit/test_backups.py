@@ -12,11 +12,12 @@ import trio
 from queue_actor import backups
 from queue_actor.backups import Backups
 from queue_actor.changes import Changes
-from queue_actor.directory import connect_reader, one_at_a_time, open_directory
+from queue_actor.directory import connect_reader, open_directory
 from queue_actor.errors import BackupRunning, DiskFull, Draining
 from queue_actor.jobs import Change
 from queue_actor.settings import Settings
 from queue_actor.sqlite import SqliteStore
+from queue_actor.threads import one_at_a_time
 from tests.opening import inline
 from tests.unit.test_sqlite import a_job, on_disk
 
@@ -137,11 +138,13 @@ async def test_commits_do_not_wait_for_a_copy(tmp_path: Path) -> None:
     """The copy is held in the middle, in its thread, until a commit is through."""
     began, committed = trio.Event(), trio.Event()
 
+    loop = trio.lowlevel.current_trio_token()
+
     class Looked(sqlite3.Connection):
         def set_progress_handler(self, handler: Any, steps: int, /) -> None:
             def look() -> Any:
-                trio.from_thread.run_sync(began.set)
-                trio.from_thread.run(committed.wait)
+                trio.from_thread.run_sync(began.set, trio_token=loop)
+                trio.from_thread.run(committed.wait, trio_token=loop)
                 return handler()
 
             super().set_progress_handler(look, min(steps, 10))

@@ -1,11 +1,21 @@
 """What a commit writes: each job once, as it is in the end, in few wide statements."""
 
+import sqlite3
+
 from msgspec.structs import replace
 
 from queue_actor.changes import Changes
 from queue_actor.jobs import Change, Job, JobState
 from queue_actor.rows import JOB_COLUMNS
-from queue_actor.statements import INLINE_CHARACTERS_MAX, JOB_ROW_BYTES, ROWS_A_STATEMENT, Statement, plan
+from queue_actor.schema import prepare
+from queue_actor.statements import (
+    INLINE_CHARACTERS_MAX,
+    JOB_ROW_BYTES,
+    RANGE_IDS_MIN,
+    ROWS_A_STATEMENT,
+    Statement,
+    plan,
+)
 
 LARGE = b'"' + b"x" * INLINE_CHARACTERS_MAX + b'"'
 
@@ -54,6 +64,25 @@ def test_many_jobs_are_few_statements_of_lengths_that_stay_prepared() -> None:
     assert lengths == [1_000, 500, 200, 50, 20, 5, 1]
     assert set(lengths) <= set(ROWS_A_STATEMENT)
     assert sum(lengths) == 1_776
+
+
+def test_only_the_jobs_that_are_gone_are_deleted_those_with_ids_in_a_row_by_their_first_and_last() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    prepare(connection, b"secret", "instance")
+    jobs = [replace(job(id_), queue=queue) for queue in ("q", "r") for id_ in range(1, 300)]
+    for statement, values in statements(*((None, each) for each in jobs)):
+        connection.execute(statement, values)
+    # A run that is long enough and one that is not, one that ends where another queue's begins, and two by themselves.
+    gone = [("q", id_) for id_ in (*range(20, 20 + RANGE_IDS_MIN), *range(150, 149 + RANGE_IDS_MIN), 299)]
+    gone += [("r", id_) for id_ in (1, 7)]
+    gone.sort(key=lambda key: key[1] * 7 % 10)  # in no order
+    planned, _ = plan(Changes(revision=1, pruned=gone))
+    assert [values[:3] for _, values in planned if len(values) > 1] == [("q", 20, 19 + RANGE_IDS_MIN)] * 2
+    for statement, values in planned:
+        connection.execute(statement, values)
+    left = connection.execute("SELECT queue, id FROM jobs").fetchall()
+    connection.close()
+    assert set(left) == {(each.queue, each.id) for each in jobs} - set(gone)
 
 
 def test_what_a_commit_takes_of_the_log_grows_with_its_rows_and_its_large_payloads() -> None:
