@@ -109,6 +109,11 @@ class ReadyArray:
 
     def first_id(self) -> int | None:
         """The id of the job with the lowest place, or None if the array is empty."""
+        if self._head == self._write and self._read < self._tail:
+            # Mostly no compaction is under way, and no tombstone is first.
+            id_ = self._ids[self._read]
+            if id_ != TOMBSTONE:
+                return id_
         slot = self._first_slot()
         return None if slot is None else self._ids[slot]
 
@@ -118,6 +123,12 @@ class ReadyArray:
         Raises:
             IndexError: The array is empty.
         """
+        if self._head == self._write and self._read < self._tail:  # see `first_id`
+            id_ = self._ids[self._read]
+            if id_ != TOMBSTONE:
+                self.live -= 1
+                self._read += 1
+                return id_
         slot = self._first_slot()
         if slot is None:
             raise IndexError("the ready array is empty")
@@ -288,7 +299,7 @@ class Ready:
         if not self._count:
             return None
         band = self._oldest_band() if oldest else self._first_band()
-        if self._returned_goes_first(band):
+        if band.returned and self._returned_goes_first(band):
             id_: int = band.returned.peekitem(0)[1]
             return id_
         return band.array.first_id()
@@ -298,7 +309,8 @@ class Ready:
         if not self._count:
             return None
         band = self._oldest_band() if oldest else self._first_band()
-        id_: int = band.returned.popitem(0)[1] if self._returned_goes_first(band) else band.array.popleft()
+        first_returned = band.returned and self._returned_goes_first(band)
+        id_: int = band.returned.popitem(0)[1] if first_returned else band.array.popleft()
         self._count -= 1
         self._lost[band.priority] = self._lost.get(band.priority, 0) + 1
         return id_
@@ -361,6 +373,9 @@ class Ready:
         return band
 
     def _first_band(self) -> _Band:
+        band = self._bands[self._priorities[-1]]
+        if band.array.live or band.returned:
+            return band
         for priority in reversed(self._priorities):
             band = self._bands[priority]
             if band.returned or band.array.live:
@@ -372,7 +387,6 @@ class Ready:
 
     @staticmethod
     def _returned_goes_first(band: _Band) -> bool:
-        if not band.returned:
-            return False
+        """Whether a job that came back, of which there are some, comes before those in the array."""
         place = band.array.first()
         return place is None or band.returned.peekitem(0)[0] < place
