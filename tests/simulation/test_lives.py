@@ -12,7 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.simulation.lives import Lives, drawn_plainly
 from tests.simulation.test_durable_model import DurableModelMachine
-from tests.simulation.test_model import ModelMachine, with_small_limits
+from tests.simulation.test_model import ModelMachine, small_limits, with_small_limits
+
+__all__ = ["small_limits"]  # the fixture
 
 LIVES = int(os.environ.get("MODEL_LIVES", "200"))
 """Set by `scripts/test.sh --model N`."""
@@ -21,6 +23,7 @@ SEED = int(os.environ.get("MODEL_SEED") or SystemRandom().randrange(10**6))
 STEPS = 30  # some 65 commands
 LOOKED_AT_EVERY = 4  # commands; at each one would be half of the time, and what differs goes on to differ
 AT_ONCE = 100
+SAME_LIVES = 150
 TELLING_SECONDS = 60.0
 
 # --- the machines
@@ -57,6 +60,17 @@ def test_in_many_lives_the_queue_does_what_the_model_does(machine: type[ModelMac
                 told = perf_counter()
                 print(f"{machine.__name__}, seed {SEED}: {done:,} lives in {told - started:.0f} s", flush=True)
     print(f"{machine.__name__}, seed {SEED}: {number:,} lives, {len(reached)} transitions, nothing found")
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_in_some_lives_that_are_always_the_same_the_queue_does_what_the_model_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Quick, within this process and without chance: `scripts/mutate.sh` lets it look at each change of the code."""
+    monkeypatch.setattr(ModelMachine, "looked_at_every", LOOKED_AT_EVERY)
+    lives = Lives(ModelMachine, 1, STEPS)
+    for life in range(SAME_LIVES):
+        lives.live(life)
 
 
 # --- what drives them

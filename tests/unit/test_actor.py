@@ -29,12 +29,13 @@ from queue_actor.commands import (
     Sweep,
 )
 from queue_actor.engine import EngineStatistics
-from queue_actor.errors import Busy, Draining, OutcomeUnknown, UnknownJob
+from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError, UnknownJob
 from queue_actor.jobs import JobState, Now
 from queue_actor.ledger import InvariantError
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.sweeper import Sweeper
+from queue_actor.transition_lines import TRANSITION
 from tests.fakes import SECRET, Call, FakeClock, FakeStore
 
 pytestmark = pytest.mark.virtual_time
@@ -299,6 +300,53 @@ async def test_the_sweeper_learns_of_deadlines_only_from_commands_that_were_stor
         assert parts.sweeper._due_at == 7
 
 
+# --- what it tells
+
+
+async def test_figures_are_those_of_its_batches_its_waiters_and_its_sweeps(nursery: trio.Nursery) -> None:
+    async with running() as parts:
+        parts.store.seconds = 0.25
+        await trio.sleep(100)  # so that a moment is not mistaken for a time
+        calls = [await Call.start(nursery, parts.actor, Dequeue("none", wait_seconds=1)) for _ in range(2)]
+        await trio.sleep(5)
+        await parts.actor.execute(ENQUEUE)
+        assert [call.reply for call in calls] == [Dequeued()] * 2
+        figures = parts.actor.figures()
+    assert (figures.parked, figures.served, figures.timed_out) == (2, 0, 2)
+    assert (figures.batch_requests.sum, figures.batch_changes.sum) == (3, 1)
+    assert (figures.apply_seconds.sum, figures.commit_seconds.sum) == (0, 0.25)
+    assert figures.swept == parts.sweeper.count_in(figures).swept != {}
+
+
+async def test_a_slow_commit_is_told_with_the_size_of_its_batch(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(replace(SETTINGS, slow_commit_seconds=0.5)) as parts:
+        await trio.sleep(100)
+        parts.store.seconds = 0.75
+        await parts.actor.execute(Enqueue("q", [NewJob("a")] * 4))
+    (line,) = caplog.records
+    assert (line.name, line.getMessage()) == ("queue_actor.slow", "slow_commit")
+    facts = {"requests": 1, "jobs": 4, "apply_milliseconds": 0, "commit_milliseconds": 750, "held_back": 0}
+    assert vars(line)["facts"] == facts
+
+
+async def test_transitions_are_told_after_their_commit(nursery: trio.Nursery, caplog: pytest.LogCaptureFixture) -> None:
+    lines = "queue_actor.transitions"
+    with caplog.at_level(TRANSITION, lines):
+        async with running() as parts:
+            parts.store.hold()
+            await Call.start(nursery, parts.actor, ENQUEUE)
+            assert caplog.records == []
+            parts.store.let_go()
+            await wait_all_tasks_blocked()
+            assert [(record.name, vars(record)["facts"]["verb"]) for record in caplog.records] == [(lines, "enqueue")]
+
+
+async def test_what_is_kept_in_memory_alone_cannot_be_backed_up() -> None:
+    with pytest.raises(NotDurable) as refused:
+        await Parts().actor.backup()
+    assert refused.value.detail == "the jobs are kept in memory alone: there is no data directory"
+
+
 # --- callers who leave
 
 
@@ -369,6 +417,37 @@ async def test_an_abandoned_request_keeps_its_slot_until_the_actor_has_passed_it
 # --- the end
 
 
+async def test_who_waits_for_the_end_of_a_job_is_sent_home_with_what_the_batch_in_hand_makes_of_it_once_it_is_stored(
+    nursery: trio.Nursery,
+) -> None:
+    async with running() as parts:
+        await parts.actor.execute(ENQUEUE)
+        reader = await Call.start(nursery, parts.actor, ReadJob("q", 1, wait_seconds=20))
+        parts.store.hold()
+        await Call.start(nursery, parts.actor, Dequeue("q"))
+        parts.actor.drain()
+        await wait_all_tasks_blocked()
+        assert reader.ended_at is None
+        parts.store.let_go()
+        await wait_all_tasks_blocked()
+        assert reader.reply.state is JobState.IN_PROGRESS
+
+
+async def test_draining_it_says_that_it_hands_out_no_more_and_closed_that_it_is() -> None:
+    async with running() as parts:
+        parts.actor.drain()
+        refused: list[QueueError] = []
+        for _ in range(2):
+            with pytest.raises(Draining) as draining:
+                await parts.actor.execute(Dequeue("q"))
+            refused.append(draining.value)
+            parts.actor.close()
+    assert [refusal.detail for refusal in refused] == [
+        "the server is about to end and hands out no more jobs",
+        "the queue is closed",
+    ]
+
+
 async def test_closed_it_carries_out_what_it_took_and_run_returns() -> None:
     parts = Parts()
     async with trio.open_nursery() as nursery:
@@ -410,6 +489,7 @@ async def test_cancelled_it_tells_everybody(nursery: trio.Nursery) -> None:
     assert held.reply.jobs == [EnqueuedJob(1, JobState.QUEUED)]
     assert parked.reply.leases[0].job.id == 1
     assert isinstance(waits.refusal, OutcomeUnknown)
+    assert waits.refusal.detail == "the queue ended before it answered"
     with pytest.raises(Draining):
         await parts.actor.execute(READ)
 

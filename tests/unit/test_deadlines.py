@@ -167,6 +167,26 @@ def test_a_set_or_clear_carries_over_a_bounded_number_of_entries() -> None:
     assert changes > 500
 
 
+@pytest.mark.usefixtures("small_heaps")
+def test_moved_deadlines_are_carried_over_once_dead_entries_are_more_than_the_live_ones_and_a_few() -> None:
+    twin = Twin(3)
+    for moved in range(3 + 2):
+        twin.set(0, 5.0 + moved)
+        assert not twin.carrying
+    twin.set(0, 5.0)
+    assert twin.carrying
+
+
+@pytest.mark.usefixtures("small_heaps")
+def test_cleared_deadlines_are_carried_over_once_dead_entries_are_more_than_the_live_ones_and_a_few() -> None:
+    twin = Twin(10)
+    for key in range(6):
+        twin.clear(key)
+        assert not twin.carrying
+    twin.clear(6)
+    assert twin.carrying
+
+
 def test_carrying_over_ends_before_the_next_begins() -> None:
     twin = carried_half_way(20_000)
     carried = len(twin.deadlines._old)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from queue_actor.changes import Changes, Recovered
 from queue_actor.commands import (
     Bulk,
     BulkVerb,
@@ -12,27 +13,52 @@ from queue_actor.commands import (
     Claim,
     Command,
     Conclude,
+    DeleteQueue,
     Dequeue,
+    Dequeued,
     Enqueue,
     EnqueuedJob,
+    Extend,
+    ExtendClaim,
     Fail,
     FailClaim,
+    Forget,
+    IdempotencyKey,
     JobFilter,
     Lease,
+    Measure,
     NewJob,
+    Pause,
     R,
     ReadJob,
     ReadQueue,
+    Recalled,
     Redrive,
     Release,
     ReleaseClaim,
+    Results,
+    RunNow,
+    SetPolicy,
     Sweep,
+    TakeBack,
 )
-from queue_actor.errors import LeaseLost, QueueFull, UniqueKeyTaken
-from queue_actor.jobs import DeathReason, Jitter, Job, JobError, JobOptions, JobState, Now, OnExisting, Outcome, Retry
+from queue_actor.errors import DiskFull, ForgottenJob, LeaseLost, QueueError, QueueFull, UniqueKeyTaken
+from queue_actor.jobs import (
+    DeathReason,
+    Jitter,
+    Job,
+    JobError,
+    JobOptions,
+    JobState,
+    Now,
+    OnExisting,
+    Outcome,
+    QueuePolicy,
+    Retry,
+)
 from queue_actor.settings import Settings
-from queue_actor.state_machine import BULK_JOBS_MAX, StateMachine
-from queue_actor.tokens import SECRET_BYTES
+from queue_actor.state_machine import BULK_JOBS_MAX, DISK_BYTES_PER_JOB, StateMachine
+from queue_actor.tokens import SECRET_BYTES, Tokens
 
 SECRET = bytes(range(SECRET_BYTES))
 LEASE_SECONDS = 30.0
@@ -55,6 +81,9 @@ class Life:
         (job,) = self(Enqueue("q", [NewJob("work", **facts)])).jobs
         assert isinstance(job, EnqueuedJob)
         return job
+
+    def policy(self, **facts: Any) -> None:
+        self(SetPolicy("q", QueuePolicy(**facts)))
 
     def dequeue(self) -> Lease:
         (lease,) = self(Dequeue("q", consumer="w")).leases
@@ -235,3 +264,306 @@ def test_the_same_commands_at_the_same_moments_give_the_same_replies() -> None:
         return replies
 
     assert told() == told()
+
+
+def test_a_release_for_less_than_a_second_is_for_that_long(life: Life) -> None:
+    life.enqueue()
+    lease = life.dequeue()
+    job = life(Release([ReleaseClaim("q", 1, lease.token, delay_seconds=0.25)])).single()
+    assert (job.state, job.not_before) == (JobState.SCHEDULED, life.now.wall + 0.25)
+
+
+def test_a_pause_is_drawn_from_the_queue_the_job_and_the_fence(life: Life) -> None:
+    life.enqueue(options=JobOptions(retry=Retry(base_seconds=64.0, jitter=Jitter.FULL)))
+    lease = life.dequeue()
+    drawn = Tokens(SECRET).draw("q", 1, lease.job.fence)
+    assert life.fail(lease).not_before == life.now.wall + 64.0 * drawn
+
+
+def test_a_dequeue_of_several_queues_gives_no_more_jobs_than_it_asked_for(life: Life) -> None:
+    for name, number in (("a", 2), ("b", 9)):
+        life(Enqueue(name, [NewJob("work")] * number))
+    leases = life(Dequeue(("a", "b"), count=5)).leases
+    assert [lease.job.queue for lease in leases] == ["a", "a", "b", "b", "b"]
+
+
+def test_each_so_many_th_dequeue_takes_the_oldest_job(life: Life) -> None:
+    life.policy(oldest_every=3)
+    for priority in (0, 0, 1, 2, 3, 4, 5):
+        life.enqueue(priority=priority)
+    assert [life.dequeue().job.id for _ in range(7)] == [7, 6, 1, 5, 4, 2, 3]
+
+
+def test_a_repeated_dequeue_gives_nothing_again_of_a_queue_that_was_deleted(life: Life) -> None:
+    dequeue = Dequeue("q", key=IdempotencyKey("s", "k", b""))
+    life.enqueue()
+    (lease,) = life(dequeue).leases
+    assert life(dequeue) == Dequeued([lease], repeated=True)
+    life(Conclude([claim(lease)]))
+    life(Forget("q", [1]))
+    life(DeleteQueue("q"))
+    assert life(dequeue) == Dequeued([], repeated=True)
+
+
+def test_a_queue_tells_how_many_jobs_came_and_when_it_was_asked_for_one(life: Life) -> None:
+    life.enqueue(payload=b"12345")
+    life(Enqueue("q", [NewJob("work")] * 3))
+    life.passes(10)
+    life(Dequeue("q"))
+    life.passes(7)
+    measured = life(Measure(["q"]))
+    (figures,) = measured.queues
+    assert (figures.totals["enqueue"], figures.asked_seconds, measured.memory_bytes) == (4, 7, 5)
+
+
+# --- what an engine needs
+
+
+def test_a_queue_offers_what_it_may_hand_out(life: Life) -> None:
+    assert not life.machine.offers("q")
+    life.policy(in_progress_max=2)
+    assert not life.machine.offers("q")
+    for _ in range(4):
+        life.enqueue()
+    assert life.machine.offers("q")
+    lease = life.dequeue()
+    assert life.machine.offers("q")
+    life.dequeue()
+    assert not life.machine.offers("q"), "as many are in progress as may be"
+    life(Conclude([claim(lease)]))
+    life.dequeue()
+    life.policy()
+    assert life.machine.offers("q"), "the last one is offered as well"
+    life(Pause("q", paused=True))
+    assert not life.machine.offers("q")
+    life(Pause("q", paused=False))
+    life.dequeue()
+    assert not life.machine.offers("q")
+    assert not life.machine.offers("other")
+
+
+def test_the_room_on_the_disk_is_for_jobs_and_twice_their_payloads(life: Life) -> None:
+    life.machine.disk_room_bytes = 3 * DISK_BYTES_PER_JOB + 2 * 10
+    life.enqueue(payload=b"1234567890")
+    assert life.machine.disk_room_bytes == 2 * DISK_BYTES_PER_JOB
+    with pytest.raises(DiskFull):
+        life(Enqueue("q", [NewJob("work"), NewJob("work", payload=b"1")]))
+    life(Enqueue("q", [NewJob("work")] * 2))
+    assert life.machine.disk_room_bytes == 0
+    with pytest.raises(DiskFull):
+        life.enqueue()
+
+
+@pytest.mark.parametrize("room_bytes", [0, -1])
+def test_an_enqueue_that_adds_nothing_needs_no_room(life: Life, room_bytes: int) -> None:
+    keyed = JobOptions(unique_key="k")
+    life.enqueue(options=keyed, payload=b"12")
+    life.machine.disk_room_bytes = room_bytes
+    assert life.enqueue(options=keyed).existing
+    for payload in (b"1", b"1"):
+        assert life.enqueue(options=keyed, payload=payload, on_existing=OnExisting.REPLACE).existing
+    with pytest.raises(DiskFull):
+        life.enqueue(options=keyed, payload=b"12", on_existing=OnExisting.REPLACE)
+    assert life.machine.disk_room_bytes == room_bytes
+
+
+def restored(life: Life, changes: Changes, *, jobs: list[Job], **settings: Any) -> Life:
+    """Another life, which goes on from what a store has kept of one in which all came to pass in one batch."""
+    after = Life(**settings)
+    after.now = Now(life.now.monotonic + 5_000.0, life.now.wall + 7.0)
+    queues = [queue for queue in changes.queues.values() if queue is not None]
+    after.machine.restore(Recovered(changes.revision, queues=queues, jobs=jobs, answers=changes.answers), after.now)
+    return after
+
+
+def test_a_new_life_goes_on_where_the_former_one_ended() -> None:
+    former, settings = Life(), {"idempotency_seconds": 20.0}
+    dequeue = Dequeue("q", key=IdempotencyKey("s", "d", b"1"))
+    enqueue = Enqueue("q", [NewJob("work"), NewJob("work")], key=IdempotencyKey("s", "e", b"2"))
+    added, (lease,) = former(enqueue), former(dequeue).leases
+    changes = former.machine.take_changes()
+    assert [(answer.kind, answer.answer) for answer in changes.answers] == [
+        ("enqueue", added),
+        ("dequeue", (("q", 1, lease.job.fence),)),
+    ]
+    assert former.machine.take_changes().answers == ()
+
+    life = restored(former, changes, jobs=[lease.job, former(ReadJob("q", 2))], **settings)
+    assert life(enqueue) == added
+    assert life(dequeue) == Dequeued([lease], repeated=True)
+    assert life(ReadQueue("q")).last_id == 2
+    life.passes(12.999)
+    assert life(dequeue).repeated
+    life.passes(0.001)
+    assert life(enqueue).jobs == [EnqueuedJob(3, JobState.QUEUED), EnqueuedJob(4, JobState.QUEUED)]
+    assert [lease.job.id for lease in life(dequeue).leases] == [2]
+
+
+def test_the_leases_of_a_former_life_start_again_at_full_length_and_once() -> None:
+    former = Life()
+    former.enqueue()
+    lease = former.dequeue()
+    life = restored(former, former.machine.take_changes(), jobs=[lease.job])
+    assert life.machine.next_due_seconds(life.now) is None
+    life.passes(1)
+    life.machine.start_leases(life.now)
+    assert life.machine.next_due_seconds(life.now) == LEASE_SECONDS
+    assert life.job.lease_expires_at == life.now.wall + LEASE_SECONDS
+    assert len(life.machine.take_changes().jobs) == 1
+    life.passes(1)
+    life.machine.start_leases(life.now)
+    assert life.machine.next_due_seconds(life.now) == LEASE_SECONDS - 1
+    assert not life.machine.take_changes()
+
+
+def test_a_machine_without_a_former_life_has_no_leases_to_start(life: Life) -> None:
+    life.machine.start_leases(life.now)
+    assert not life.machine.take_changes()
+
+
+def test_a_job_that_only_the_store_has_is_there_for_one_command() -> None:
+    former = Life()
+    for _ in range(3):
+        former.enqueue()
+    dead = [former.fail(former.dequeue(), retry=False) for _ in range(3)]
+    life = restored(former, former.machine.take_changes(), jobs=[], recent_jobs=0, dead_retention_seconds=100.0)
+    departures = {"q": former.machine._queues["q"].departures}
+    with pytest.raises(ForgottenJob):
+        life(ReadJob("q", 1))
+    assert life(Recalled(ReadJob("q", 1), dead[:2], departures)) == dead[0]
+    assert life.machine._queues["q"].jobs == {}, "both have left again"
+    redriven = life(Recalled(Redrive("q", [3]), dead, departures)).single()
+    assert (redriven.state, redriven.ready_at) == (JobState.QUEUED, life.now.wall)
+    with pytest.raises(ForgottenJob):
+        life(Recalled(Redrive("q", [1]), dead, {"q": departures["q"] - 1}))
+
+
+def test_a_sweep_says_how_many_jobs_the_store_has_to_find_beyond_their_number() -> None:
+    life = Life(retention_jobs=1, dead_retention_jobs=2)
+    life.machine.restore(Recovered(), life.now)
+    for _ in range(9):
+        life.enqueue()
+    for _ in range(4):
+        life(Conclude([claim(life.dequeue())]))
+    for _ in range(4):
+        life.fail(life.dequeue(), retry=False)
+    swept = life(Sweep())
+    assert (swept.over, swept.dead_over, swept.forgotten) == (3, 2, 0)
+
+
+# --- what refusals say
+
+
+def refusal(life: Life, command: Command[Any]) -> tuple[str, str, str | None]:
+    """Code, detail and field of why a command, or the only job in it, was refused."""
+    try:
+        reply = life(command)
+        if isinstance(reply, Results):
+            reply.single()
+        (refused,) = reply.jobs
+    except QueueError as error:
+        refused = error
+    assert isinstance(refused, QueueError)
+    return refused.code, refused.detail, refused.field
+
+
+def test_a_refused_enqueue_says_why() -> None:
+    life = Life(queues_max=2, queued_jobs_max=3, memory_bytes_max=9, delay_seconds_max=60)
+    keyed = JobOptions(unique_key="k")
+    life.policy(queued_jobs_max=2)
+    life.enqueue(options=keyed)
+
+    def refused(queue: str, *jobs: NewJob) -> tuple[str, str, str | None]:
+        return refusal(life, Enqueue(queue, jobs))
+
+    job, late = NewJob("work"), NewJob("work", not_before=life.now.wall + 60.5)
+    assert refused("q", job, job) == (
+        "queue_full",
+        "2 jobs may wait in q, as many as its policy's queued_jobs_max allows",
+        None,
+    )
+    assert refused("r", job, job, job) == (
+        "queue_full",
+        "3 jobs may wait, as many as queued_jobs_max allows",
+        None,
+    )
+    assert refused("q", NewJob("work", payload=b"1234567890")) == (
+        "memory_full",
+        "9 bytes may be kept, as many as memory_bytes_max allows",
+        None,
+    )
+    assert refused("q", job, late) == (
+        "invalid",
+        "a job starts at most delay_seconds_max, 60, from now",
+        "jobs[1].not_before",
+    )
+    assert refused("q", NewJob("work", options=keyed, on_existing=OnExisting.REFUSE)) == (
+        "unique_key_taken",
+        "job 1 has this unique key",
+        "unique_key",
+    )
+    life(Enqueue("r", [job]))
+    assert refused("s", job) == ("too_many_queues", "2 queues exist, as many as queues_max allows", "queue")
+    life.machine.disk_room_bytes = 0
+    assert refused("q", job) == (
+        "disk_full",
+        "the disk has no room for more jobs: less than disk_reserve_bytes would be left",
+        None,
+    )
+
+
+def test_a_refusal_about_a_queue_says_which() -> None:
+    life = Life(queues="declared")
+    life.policy()
+    life.enqueue()
+    assert refusal(life, Pause("r", paused=True)) == ("unknown_queue", "there is no queue r", "queue")
+    assert refusal(life, Enqueue("r", [NewJob("work")])) == (
+        "unknown_queue",
+        "there is no queue r, and queues must be declared",
+        "queue",
+    )
+    assert refusal(life, DeleteQueue("q")) == ("queue_not_empty", "queue q holds 1 jobs: purge it first", "queue")
+    life(Dequeue("q", holder="h", holder_in_progress_max=1))
+    assert refusal(life, Dequeue("q", holder="h", holder_in_progress_max=1)) == (
+        "in_progress_limit",
+        "h may have 1 jobs in progress, and has them",
+        None,
+    )
+
+
+def test_a_refusal_about_a_job_says_what_state_it_is_in(life: Life) -> None:
+    keyed = JobOptions(unique_key="k")
+    life.enqueue(options=keyed)
+    commands: list[Command[Any]] = [Redrive("q", [1]), Forget("q", [1])]
+    for command in commands:
+        assert refusal(life, command) == ("not_finished", "job 1 is queued", None)
+    commands = [TakeBack("q", [1]), Conclude([Claim("q", 1)])]
+    for command in commands:
+        assert refusal(life, command) == ("not_in_progress", "job 1 is queued", None)
+    life.policy(run_seconds_max=10.0)
+    life.dequeue()
+    assert refusal(life, RunNow("q", [1])) == ("not_waiting", "job 1 is in_progress", None)
+    assert refusal(life, Conclude([Claim("q", 1, "0")])) == (
+        "lease_lost",
+        "the token shown does not hold job 1",
+        "token",
+    )
+    assert refusal(life, Conclude([Claim("q", 1, consumer="v")])) == (
+        "other_consumer",
+        "job 1 was dequeued by another consumer",
+        "consumer",
+    )
+    for seconds, left in ((4.5, "5.5"), (5.0, "0.5"), (5.0, "0")):
+        life.passes(seconds)
+        assert refusal(life, Extend([ExtendClaim("q", 1, consumer="w", lease_seconds=20)])) == (
+            "run_too_long",
+            f"this attempt may last {left} s more",
+            "lease_seconds",
+        )
+    life(Fail([FailClaim("q", 1, consumer="w", retry=False)])).single()
+    assert refusal(life, Cancel("q", [1])) == ("already_finished", "job 1 is dead", None)
+    life.enqueue(options=keyed)
+    assert refusal(life, Redrive("q", [1])) == ("unique_key_taken", "job 2 has the unique key of job 1", None)
+    life.dequeue()
+    life(Conclude([Claim("q", 2, consumer="w")]))
+    assert refusal(life, Redrive("q", [2])) == ("already_finished", "job 2 is concluded", None)
