@@ -64,7 +64,7 @@ environment() {
 }
 
 case ${1:-} in
-    results | show) in_copy "$2" "$1" "${@:3}"; exit ;;
+    results | show) in_copy "${2:?names no module}" "$1" "${@:3}"; exit ;;
     all) set -- ready waiters actor deadlines retry state_machine ;;
     "") tests_of "" ;;
 esac
