@@ -316,6 +316,18 @@ async def test_one_dequeue_passes_over_no_more_than_a_slice_of_expired_jobs(
         assert types(await dequeue(engine)) == ["z"]
 
 
+async def test_a_dequeue_of_several_queues_goes_on_to_the_next_where_so_many_have_expired(
+    settings: Settings, clock: FakeClock
+) -> None:
+    async with open_engine(replace(settings, sweep_slice=2), clock=clock) as engine:
+        await enqueue(engine, *"abcd", ttl_seconds=5)
+        await enqueue(engine, "z")
+        await enqueue(engine, "other", queue="r")
+        jump(5)
+        assert types(await dequeue(engine, queue=("q", "r"))) == ["other"]
+        assert types(await dequeue(engine, queue=("q", "r"))) == ["z"]
+
+
 async def test_who_waits_is_served_although_many_expired_jobs_stand_before_his(
     settings: Settings, clock: FakeClock, nursery: trio.Nursery
 ) -> None:

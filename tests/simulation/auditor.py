@@ -6,7 +6,7 @@ more from the documents and not from the code. What was acknowledged has to be t
 way when the server died is there wholly, or not at all.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
@@ -101,7 +101,7 @@ class Call(msgspec.Struct, eq=False):
     client: str
     leaves_at: float = inf  # the client hangs up then
     left: bool = False  # it has, or it has its answer
-    changes: int = 0  # that the command made
+    changes: int = 0  # that the command made, for the caller
     parked: int = 0  # its place among all that were parked; 0: it was not
     parked_until: float = inf
     served: bool = False
@@ -404,11 +404,14 @@ class Auditor:
     # --- dequeue
 
     def _judge_dequeue(self, command: Dequeue, reply: Dequeued, changes: Sequence[Change], now: Now) -> None:
+        given_up: Counter[str] = Counter()
         for change in changes:
             job = change.after
             assert job is not None
             if change.verb == "dequeue":
-                self._check_turn(command, job, now)
+                self._check_turn(command, job, now, self._tired_of(given_up))
+            else:
+                given_up[job.queue] += 1
             self._audit_change(command, change, now)
         known = None if command.key is None else self.now_kept.answers.get(("dequeue", command.key.key))
         if command.key is not None:
@@ -420,11 +423,15 @@ class Auditor:
         given = sum(change.verb == "dequeue" for change in changes)
         if not reply.repeated and given != len(reply.leases):
             self.violate("leased_to_nobody", f"{command.queue}: {len(reply.leases)} of {given} are told")
-        # Those that have expired at the head are a bounded part of a dequeue.
-        looked = sum(change.verb == "expire" for change in changes) < self._sweep_slice
-        short = looked and len(reply.leases) < command.count and not reply.repeated and command.holder is None
-        if short and (left := [name for name in self.named(command.queue) if self.offers(name, now)]):
+        tired_of = self._tired_of(given_up)
+        short = len(reply.leases) < command.count and not reply.repeated and command.holder is None
+        left = [name for name in self.named(command.queue) if name not in tired_of and self.offers(name, now)]
+        if short and left:
             self.violate("job_withheld", f"{left} have jobs for the dequeue of {command.queue}")
+
+    def _tired_of(self, given_up: Counter[str]) -> set[str]:
+        """The queues that a dequeue may pass over, which has given up so many expired jobs at their heads."""
+        return {name for name, jobs in given_up.items() if jobs > self._sweep_slice}
 
     def named(self, queue: str | tuple[str, ...]) -> list[str]:
         """The queues that are meant, in order."""
@@ -444,7 +451,7 @@ class Auditor:
             return False
         return any(job.state is JobState.QUEUED and not _expired(job, now) for job in jobs)
 
-    def _check_turn(self, command: Dequeue, job: Job, now: Now) -> None:
+    def _check_turn(self, command: Dequeue, job: Job, now: Now, tired_of: set[str]) -> None:
         name, facts = job.queue, self.now_kept.queues[job.queue]
         if facts.paused:
             self.violate("paused_queue_served", f"{name} is paused, and gave job {job.id}")
@@ -463,7 +470,7 @@ class Auditor:
         names = self.named(command.queue)
         if name not in names:
             self.violate("wrong_queue", f"{name} was not asked for")
-        offering = [other for other in names if self.offers(other, now)]
+        offering = [other for other in names if other == name or (other not in tired_of and self.offers(other, now))]
         if command.order is DequeueOrder.FAIR:
             first = min(offering, key=lambda other: self._served[other])
             if command.count == 1 and self._served[first] < self._served[name]:
@@ -724,7 +731,8 @@ class Auditor:
         keyed = isinstance(command, Dequeue) and command.key is not None  # whoever repeats it has its place
         if call.left and not keyed:
             self.violate("served_the_dead", f"{call.client} had left, and {type(command).__name__} was carried out")
-        call.changes += len(changes)
+        # What has expired at a queue's head is given up by whoever comes by, for nobody.
+        call.changes += sum(change.verb != "expire" for change in changes)
         if isinstance(command, Dequeue):
             waits = command.wait_seconds > 0 and isinstance(reply, Dequeued) and not reply.leases
             if waits and not reply.repeated and not call.parked:
