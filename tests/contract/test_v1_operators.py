@@ -8,6 +8,7 @@ from queue_actor.settings import Settings
 from tests.contract.conftest import Serve
 from tests.contract.stack import Server, build
 from tests.contract.v1 import Asked, Q, ask, dequeue, enqueue, get, held, lease, post, refused, state
+from tests.fakes import FakeStore
 
 pytestmark = pytest.mark.virtual_time
 
@@ -465,6 +466,8 @@ async def test_each_verb_of_an_operator_leaves_a_line_in_the_audit_log(server: S
     job = await held(server)
     await post(server, f"{Q}/jobs/{job['id']}/conclude", {"token": job["token"]})
     await ask(server, "DELETE", f"{Q}/jobs/{job['id']}")
+    job = await held(server)
+    await post(server, f"{Q}/jobs/{job['id']}/conclude", {"token": job["token"]})
     await ask(server, "DELETE", Q)
     lines = [line for line in server.log if line["event"] == "audit"]
     assert [(line["verb"], line.get("job"), line.get("count")) for line in lines] == [
@@ -478,12 +481,30 @@ async def test_each_verb_of_an_operator_leaves_a_line_in_the_audit_log(server: S
         ("release", None, 2),
         ("redrive", None, 1),
         ("purge", None, 3),
-        ("forget", job["id"], None),
+        ("forget", job["id"] - 1, None),
+        ("purge", None, 1),
         ("delete_queue", None, None),
     ]
     assert {(line["queue"], line["who"], line["level"]) for line in lines} == {("q", "anonymous", "info")}
     purge = next(line for line in lines if line["verb"] == "purge")
     assert sorted(purge["where"]["states"]) == ["queued", "scheduled"]
+
+
+@one_engine
+async def test_a_verb_that_is_broken_off_leaves_what_was_done_in_the_audit_log(
+    server: Server, store: FakeStore
+) -> None:
+    await enqueue(server, *[{"type": "a"}] * 1_000)
+    await enqueue(server, *[{"type": "a"}] * 500)
+    store.seconds = 1
+    async with trio.open_nursery() as nursery:
+        asked = await Asked.start(nursery, server, "POST", f"{Q}/purge", {"state": "queued"})
+        await trio.sleep(1.5)  # a second to count the jobs, and a part of that of the first slice
+        server.engine.close()
+    assert asked.answer is not None
+    assert asked.answer.problem == (503, "outcome_unknown", None)
+    (line,) = [line for line in server.log if line["event"] == "audit"]
+    assert (line["verb"], line["count"]) == ("purge", 1_000)
 
 
 async def test_a_purge_names_the_states_that_it_forgets(server: Server) -> None:
