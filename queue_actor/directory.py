@@ -103,9 +103,9 @@ def locked(directory: Path) -> Iterator[None]:
         SettingError: It cannot be used, or another process uses it.
     """
     with _complaints(directory):
+        _refuse_network(directory)
         if not directory.exists():
             directory.mkdir(mode=0o700)
-        _refuse_network(directory)
         lock = _lock(directory)
     try:
         yield
