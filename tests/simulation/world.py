@@ -53,6 +53,9 @@ STEPS_A_COMMAND = 6
 LATE_SECONDS = 1.5
 """After its end a lease is swept so soon, if nothing stood still meanwhile."""
 
+SWEPT_SECONDS = 0.1
+"""Within which a sweep that waits in the inbox has left it, when there is nothing else to do."""
+
 
 class Kind(StrEnum):
     """What can happen."""
@@ -318,8 +321,12 @@ class World(trio.abc.Instrument):
         while not self.over:
             await trio.sleep(0.5)
             self._look(engine)
-        if engine.statistics().waiters or engine.statistics().inbox_requests:
-            self.auditor.violate("left_over", f"{engine.statistics()} when all clients are gone")
+        left = engine.statistics()
+        if left.inbox_requests == 1:  # a sweep, which it takes now; what a client left would not go away
+            await trio.sleep(SWEPT_SECONDS)
+            left = msgspec.structs.replace(left, inbox_requests=engine.statistics().inbox_requests)
+        if left.waiters or left.inbox_requests:
+            self.auditor.violate("left_over", f"{left} when all clients are gone")
 
     def _look(self, engine: Engine) -> None:
         now = self.clock()
