@@ -32,6 +32,12 @@ class Found(msgspec.Struct, frozen=True):
     departures: Mapping[str, int]
 
 
+class Slice(Found, frozen=True):
+    """Those of the finished jobs that match, among the ids up to one."""
+
+    until_id: int
+
+
 class Overdue(msgspec.Struct, frozen=True):
     """Finished jobs whose retention is over."""
 
@@ -67,19 +73,32 @@ class Archive:
         found: Found = await self._run_in_thread(find)
         return found
 
-    async def matching(self, queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Found:
-        """The first finished jobs that match, by id."""
+    async def matching(self, queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Slice:
+        """The first finished jobs that match, by id, among a bounded number of ids: others wait for their reads."""
         conditions, values = _conditions(where)
 
-        def find() -> Found:
-            return self._finished(
+        def find() -> Slice:
+            # What is read after this is of a later moment, when there are no other jobs among these ids than now.
+            first_id = self._first_after(queue, after_id)
+            last_id = until_id if first_id is None else min(until_id, first_id + SCANNED_IDS_MAX - 1)
+            if self._first_after(queue, last_id) is None:
+                last_id = until_id
+            found = self._finished(
                 f"jobs.queue = ? AND jobs.id > ? AND jobs.id <= ?{conditions} ORDER BY jobs.id",
-                (queue, after_id, until_id, *values),
+                (queue, after_id, last_id, *values),
                 limit,
             )
+            return Slice(found.jobs, found.departures, found.jobs[-1].id if len(found.jobs) == limit else last_id)
 
-        found: Found = await self._run_in_thread(find)
+        found: Slice = await self._run_in_thread(find)
         return found
+
+    def _first_after(self, queue: str, id_: int) -> int | None:
+        """The first job of a queue behind an id, in whatever state."""
+        ((first_id,),) = self._connection.execute(
+            "SELECT min(id) FROM jobs WHERE queue = ? AND id > ?", (queue, id_)
+        ).fetchall()
+        return None if first_id is None else int(first_id)
 
     def _finished(self, condition: str, values: Iterable[Any], limit: int) -> Found:
         execute = self._connection.execute

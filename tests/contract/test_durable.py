@@ -383,6 +383,34 @@ async def test_a_purge_of_many_jobs_that_only_the_store_has_is_cut_into_slices(l
         assert (done.count, await counts(engine)) == (1_500, {})
 
 
+async def test_each_slice_asks_the_store_for_a_bounded_number_of_ids_however_few_jobs_match(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep waits for its turn to read, and so do all who ask for a job that only the store has."""
+    monkeypatch.setattr("queue_actor.archive.SCANNED_IDS_MAX", 3)
+    async with lives.life() as engine:
+        archive: Any = engine._archive  # type: ignore[attr-defined] # it is a durable one
+        matching, looked_at = archive.matching, []
+
+        async def watched(queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Any:
+            found = await matching(queue, where, after_id, until_id, limit)
+            looked_at.append((after_id, found.until_id))
+            return found
+
+        archive.matching = watched
+        await ended(engine, 4)
+        await enqueue(engine, "b", "a", "b")
+        for leased in await dequeue(engine, 3):
+            await conclude(engine, leased)
+        await engine.execute(Forget("q", [1, 2]))
+        done = await execute_in_slices(engine, Bulk("q", BulkVerb.PURGE, JobFilter(type="b")))
+        assert (done.count, await counts(engine)) == (2, {"concluded": 3})
+        assert looked_at == [(0, 5), (5, 7)]
+        looked_at.clear()
+        assert (await engine.execute(Bulk("q", BulkVerb.PURGE, JobFilter(type="b"), after_id=4))).next_after is None
+        assert looked_at == [(4, 2**53)]
+
+
 async def test_what_is_about_jobs_that_have_not_ended_does_not_ask_the_store(lives: Lives) -> None:
     async with lives.life() as engine:
         await enqueue(engine, "a", "b")
