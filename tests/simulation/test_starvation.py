@@ -20,7 +20,7 @@ from tests.fakes import EPOCH_SECONDS, SECRET
 NOW = Now(0.0, EPOCH_SECONDS)
 
 priorities = st.integers(-2, 2)
-floods = st.lists(st.lists(priorities, max_size=3), min_size=60, max_size=60)
+floods = st.lists(st.lists(priorities, max_size=2), min_size=30, max_size=30)
 """What producers add before each dequeue."""
 
 NEW_WAITERS_A_JOB = 2
@@ -43,7 +43,7 @@ def dequeue(machine: StateMachine) -> int:
     return lease.job.id
 
 
-@given(before=st.lists(priorities, max_size=8), priority=priorities, every=st.integers(1, 4), floods=floods)
+@given(before=st.lists(priorities, max_size=6), priority=priorities, every=st.integers(1, 4), floods=floods)
 def test_under_oldest_every_each_job_is_handed_out_after_so_many_others_whatever_their_priority(
     before: list[int], priority: int, every: int, floods: list[list[int]]
 ) -> None:
@@ -57,7 +57,7 @@ def test_under_oldest_every_each_job_is_handed_out_after_so_many_others_whatever
         assert turn < every * (len(before) + 1)
 
 
-@given(before=st.lists(priorities, max_size=8), priority=priorities, floods=floods)
+@given(before=st.lists(priorities, max_size=6), priority=priorities, floods=floods)
 def test_while_nothing_higher_comes_a_job_waits_only_for_those_that_went_before_it(
     before: list[int], priority: int, floods: list[list[int]]
 ) -> None:
@@ -82,7 +82,7 @@ wishes = st.sampled_from(WANTED)
 @given(
     before=st.lists(wishes, max_size=6),
     wish=wishes,
-    comings=st.lists(st.tuples(st.sampled_from("ab"), st.lists(wishes, max_size=NEW_WAITERS_A_JOB)), max_size=40),
+    comings=st.lists(st.tuples(st.sampled_from("ab"), st.lists(wishes, max_size=NEW_WAITERS_A_JOB)), max_size=25),
 )
 def test_a_waiter_waits_for_no_more_jobs_than_there_are_waiters_before_him(
     before: list[str | tuple[str, ...]],
