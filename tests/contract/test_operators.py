@@ -37,6 +37,7 @@ from queue_actor.errors import (
     NotWaiting,
     OutcomeUnknown,
     QueueError,
+    QueueFull,
     UniqueKeyTaken,
     UnknownJob,
     UnknownQueue,
@@ -310,6 +311,20 @@ async def test_a_redrive_takes_the_unique_key_again_unless_another_job_has_it(en
 
 
 # --- run now
+
+
+async def test_a_redrive_needs_room_among_the_jobs_that_wait(settings: Settings) -> None:
+    async with open_engine(replace(settings, queued_jobs_max=3)) as engine:
+        await enqueue(engine, "a", "b", "c")
+        await engine.execute(Cancel("q", [1, 2, 3]))
+        await enqueue(engine, "d", "e")
+        assert (await bulk(engine, BulkVerb.REDRIVE)) == BulkDone(1, 2, None)
+        await refusal(engine, Redrive("q", [2]), QueueFull)
+        await engine.execute(Cancel("q", [4]))
+        await give_policy(engine, queued_jobs_max=2)
+        assert "its policy's" in str(await refusal(engine, Redrive("q", [2]), QueueFull))
+        await give_policy(engine, queued_jobs_max=3)
+        assert (await engine.execute(Redrive("q", [2]))).single().state is JobState.QUEUED
 
 
 async def test_a_scheduled_job_may_be_run_now_and_stands_at_the_back(engine: Engine) -> None:
