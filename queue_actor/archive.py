@@ -57,10 +57,17 @@ class Archive:
         path: Path,
         connect: Callable[[Path], Connection],
         run_in_thread: RunInThread,
+        run_for_sweeps: RunInThread | None = None,
     ) -> None:
-        """Open the file for reading; see `SqliteStore` for the arguments. One read runs at a time."""
-        self._connection = connect(path)
-        self._run_in_thread = run_in_thread
+        """Open the file for reading; see `SqliteStore` for the arguments. One read of each kind runs at a time.
+
+        What sweeps ask for is read by `run_for_sweeps`, over a connection of its own: however many wait for what they
+        search for, leases end in time. Without it they stand in the same line.
+        """
+        self._connection = self._sweep_connection = connect(path)
+        self._run_in_thread = self._run_for_sweeps = run_in_thread
+        if run_for_sweeps is not None:
+            self._sweep_connection, self._run_for_sweeps = connect(path), run_for_sweeps
 
     async def find(self, queue: str, ids: Sequence[int]) -> Found:
         """Those of the jobs that have ended and are kept."""
@@ -107,17 +114,9 @@ class Archive:
             # Unary plus: the primary key is the way in, not the index of finished jobs.
             rows = execute(f"{JOBS} WHERE +kept_until IS NOT NULL AND {condition} LIMIT ?", (*values, limit))
             jobs = [job_of(row) for row in rows]
-            return Found(jobs, self._departures({job.queue for job in jobs}))
+            return Found(jobs, _departures(self._connection, {job.queue for job in jobs}))
         finally:
             execute("COMMIT")
-
-    def _departures(self, queues: set[str]) -> dict[str, int]:
-        names = _json(sorted(queues))
-        return dict(
-            self._connection.execute(
-                "SELECT name, departures FROM queues WHERE name IN (SELECT value FROM json_each(?))", (names,)
-            )
-        )
 
     async def overdue(self, now: float, limit: int, over: int, dead_over: int) -> Overdue:
         """Finished jobs to be forgotten at this moment of the wall clock, at most `limit` of each kind.
@@ -130,16 +129,17 @@ class Archive:
         """
 
         def find() -> Overdue:
-            self._connection.execute("BEGIN")
+            self._sweep_connection.execute("BEGIN")
             try:
                 aged = self._first(sorted(FINISHED), limit, until=now)
                 many = self._first(["dead"], min(limit, dead_over))
                 many += self._first(["cancelled", "concluded"], min(limit, over))
-                return Overdue(aged, many, self._departures({job.queue for job in aged + many}))
+                queues = {job.queue for job in aged + many}
+                return Overdue(aged, many, _departures(self._sweep_connection, queues))
             finally:
-                self._connection.execute("COMMIT")
+                self._sweep_connection.execute("COMMIT")
 
-        overdue: Overdue = await self._run_in_thread(find)
+        overdue: Overdue = await self._run_for_sweeps(find)
         return overdue
 
     def _first(self, states: Sequence[str], limit: int, until: float = inf) -> list[Ended]:
@@ -153,7 +153,7 @@ class Archive:
             f"WHERE kept_until IS NOT NULL AND state = '{state}' AND kept_until <= ?1"
             for state in states
         )
-        rows = self._connection.execute(
+        rows = self._sweep_connection.execute(
             "SELECT json_group_array(json_array(queue, id, state, facts ->> 'revision')) "  # noqa: S608 - as above
             f"FROM ({in_order} ORDER BY kept_until LIMIT ?2)",
             (until, limit),
@@ -198,8 +198,18 @@ class Archive:
         return JobsFound(jobs, ends_at if low <= high and ends_at != last else None)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         self._connection.close()
+        self._sweep_connection.close()
+
+
+def _departures(connection: Connection, queues: set[str]) -> dict[str, int]:
+    names = _json(sorted(queues))
+    return dict(
+        connection.execute(
+            "SELECT name, departures FROM queues WHERE name IN (SELECT value FROM json_each(?))", (names,)
+        ).fetchall()
+    )
 
 
 def _conditions(where: JobFilter) -> tuple[str, list[Any]]:

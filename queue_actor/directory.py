@@ -86,7 +86,7 @@ def open_directory(settings: Settings) -> Iterator[Data]:
             if settings.vacuum:
                 with _complaints(path):
                     store.vacuum()
-            archive = Archive(path, connect_reader, one_at_a_time())
+            archive = Archive(path, connect_reader, one_at_a_time(), one_at_a_time())
             try:
                 yield Data(store, archive, backups)
             finally:

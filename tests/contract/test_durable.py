@@ -275,6 +275,24 @@ async def starting(lives: Lives) -> AsyncIterator[tuple[Engine, Held]]:
     store.close()
 
 
+async def test_leases_end_in_time_however_long_others_wait_for_what_they_search_for(lives: Lives) -> None:
+    held = Held()
+    store = open_store(lives.connect)
+    archive = Archive(Path("none"), lives.connect, held, inline)
+    data = Data(store, archive, open_backups(lives.connect))
+    settings = replace(SETTINGS, sweep_seconds=1)
+    async with service.open_engine(settings, clock=lives.clock, data=data) as engine, trio.open_nursery() as nursery:
+        await engine.ready.wait()
+        await lease(engine, lease_seconds=5)
+        await enqueue(engine, "b", delay_seconds=5)
+        nursery.start_soon(engine.execute, Search("q", JobFilter()))
+        await pass_time(5.1)
+        assert await counts(engine) == {"queued": 2}
+        held.free.set()
+    archive.close()
+    store.close()
+
+
 async def test_an_engine_that_still_reads_its_jobs_refuses_what_is_asked(lives: Lives) -> None:
     async with starting(lives) as (engine, held):
         await wait_all_tasks_blocked()
