@@ -375,7 +375,7 @@ class Model:
             raise Refused("memory_full")
 
     def check_waiting(self, queue: Facts, more: int) -> None:
-        if more and len(self.all_jobs(*WAITING)) + more > self.settings.queued_jobs_max:
+        if more and len(self.all_jobs(*WAITING, "in_progress")) + more > self.settings.queued_jobs_max:
             raise Refused("queue_full")
         most = queue["policy"]["queued_jobs_max"]
         if more and most is not None and len(self.jobs_of(queue, *WAITING)) + more > most:
