@@ -27,7 +27,7 @@ class Answers(Generic[A]):
         self._keys_max = keys_max
         self._answers: OrderedDict[tuple[str, str], tuple[float, bytes, int, A]] = OrderedDict()
         self._jobs = 0
-        self._records: dict[tuple[str, str], AnswerRecord] = {}  # what changed since `take_records`
+        self.records: dict[tuple[str, str], AnswerRecord] = {}  # what changed since `take_records`
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -52,7 +52,7 @@ class Answers(Generic[A]):
         """Keep an answer that speaks of so many jobs."""
         self._drop((key.scope, key.key))
         self._keep(key, answer, jobs, now.monotonic)
-        self._records[key.scope, key.key] = AnswerRecord(
+        self.records[key.scope, key.key] = AnswerRecord(
             self._kind, key.scope, key.key, key.fingerprint, now.wall, answer
         )
         while self._answers and (
@@ -68,13 +68,11 @@ class Answers(Generic[A]):
         if age_seconds < self._seconds:
             self._keep(record.idempotency_key, answer, jobs, now.monotonic - age_seconds)
         else:
-            self._records[record.scope, record.key] = AnswerRecord(self._kind, record.scope, record.key)
+            self.records[record.scope, record.key] = AnswerRecord(self._kind, record.scope, record.key)
 
     def take_records(self) -> Sequence[AnswerRecord]:
         """What was remembered and dropped since the last call."""
-        if not self._records:
-            return ()
-        records, self._records = self._records, {}
+        records, self.records = self.records, {}
         return list(records.values())
 
     def _keep(self, key: IdempotencyKey, answer: A, jobs: int, at: float) -> None:
@@ -85,4 +83,4 @@ class Answers(Generic[A]):
         remembered = self._answers.pop(name, None)
         if remembered is not None:
             self._jobs -= remembered[2]
-            self._records[name] = AnswerRecord(self._kind, *name)
+            self.records[name] = AnswerRecord(self._kind, *name)

@@ -208,3 +208,26 @@ class Now(msgspec.Struct, frozen=True, gc=False):
 
     monotonic: float
     wall: float
+
+
+def is_expired(job: Job, now: Now) -> bool:
+    """Whether the job's ttl has ended."""
+    return job.expires_at is not None and job.expires_at <= now.wall
+
+
+def size(text: bytes | None) -> int:
+    """The bytes of a text that may not be there."""
+    return 0 if text is None else len(text)
+
+
+def kept_bytes_of(job: Job) -> int:
+    """What a job counts for `memory_bytes_max`."""
+    kept = size(job.payload) + size(job.result) + size(job.progress)
+    for attempt in job.history:
+        kept += error_size(attempt.error)
+    return kept
+
+
+def error_size(error: JobError | None) -> int:
+    """The characters of an error that may not be there."""
+    return 0 if error is None else len(error.type) + len(error.message)

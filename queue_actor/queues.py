@@ -1,7 +1,11 @@
 """What the state machine keeps of one queue."""
 
+from collections.abc import Sequence
+
 from queue_actor.changes import QueueRecord
-from queue_actor.jobs import DeathReason, Job, JobState, QueuePolicy, first_policy
+from queue_actor.commands import NewJob
+from queue_actor.ids import ByIds
+from queue_actor.jobs import DeathReason, Job, JobState, Now, QueuePolicy, first_policy
 from queue_actor.meters import JOB_SECONDS, Histogram, Meter
 from queue_actor.ready import Ready
 from queue_actor.settings import Settings
@@ -55,7 +59,7 @@ class Queue:
         self.declared = False
         self.departures = 0  # the last revision that made earlier reads of the store useless
         self.paused = False
-        self.jobs: dict[int, Job] = {}
+        self.jobs: ByIds[Job] = ByIds()
         self.ready = Ready(settings)
         self.counts = dict.fromkeys(JobState, 0)
         self.unique: dict[str, int] = {}  # key -> the job that has it
@@ -81,14 +85,13 @@ class Queue:
         if len(self.consumers) > CONSUMERS_MAX:
             del self.consumers[next(iter(self.consumers))]
 
-    def forget(self, id_: int) -> None:
-        """Keep a job no longer."""
-        del self.jobs[id_]
-        # Jobs are mostly forgotten in the order of their ids, so this moves on by one; after a recall of old ones by
-        # many, in steps.
-        end = min(self.next_id, self.first_id + FIRST_ID_STEPS_MAX)
-        while self.first_id < end and self.first_id not in self.jobs:
-            self.first_id += 1
+    def forget(self, ids: Sequence[int]) -> None:
+        """Keep jobs no longer."""
+        self.jobs.pop_all(ids)
+        # Jobs are mostly forgotten in the order of their ids, so this moves on by their number; after a recall of old
+        # ones by many, in steps.
+        end = min(self.next_id, self.first_id + FIRST_ID_STEPS_MAX * len(ids))
+        self.first_id = self.jobs.first(self.first_id, end)
 
     def record(self) -> QueueRecord:
         """What is durable of it."""
@@ -100,3 +103,15 @@ class Queue:
     def waiting(self) -> int:
         """Scheduled and queued jobs."""
         return self.counts[JobState.SCHEDULED] + self.counts[JobState.QUEUED]
+
+
+def starts_at(new: NewJob, now: Now) -> float | None:
+    """From when a new job is ready; None if it is now."""
+    at = new.not_before if new.not_before is not None else now.wall + new.delay_seconds
+    return at if at > now.wall else None
+
+
+def ends_at(queue: Queue, new: NewJob, now: Now) -> float | None:
+    """When the ttl of a new job ends; None if it has none."""
+    seconds = queue.policy.ttl_seconds if new.ttl_seconds is None else new.ttl_seconds
+    return None if seconds is None else now.wall + seconds

@@ -22,6 +22,7 @@ came back from a lease with the place they had before.
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 
 import msgspec
 from sortedcontainers import SortedDict, SortedList
@@ -94,51 +95,47 @@ class ReadyArray:
 
     def append(self, place: int, id_: int) -> None:
         """Put a job at the tail."""
-        tail = self._tail
-        if tail == len(self._ids):
+        self.extend(place, (id_,))
+
+    def extend(self, place: int, ids: Sequence[int]) -> None:
+        """Put jobs at the tail, with this place and those that follow it."""
+        tail, count = self._tail, len(ids)
+        while tail + count > len(self._ids):
             self._grow()
-        self._ids[tail] = id_
-        self._places[tail] = place
-        self._tail = tail + 1
-        self.live += 1
+        if count == 1:  # an array for one would cost more than all the rest
+            self._ids[tail], self._places[tail] = ids[0], place
+        else:
+            self._ids[tail : tail + count] = array("q", ids)
+            self._places[tail : tail + count] = array("q", range(place, place + count))
+        self._tail = tail + count
+        self.live += count
 
     def first(self) -> int | None:
         """The lowest place, or None if the array is empty."""
         slot = self._first_slot()
         return None if slot is None else self._places[slot]
 
-    def first_id(self) -> int | None:
-        """The id of the job with the lowest place, or None if the array is empty."""
-        if self._head == self._write and self._read < self._tail:
-            # Mostly no compaction is under way, and no tombstone is first.
-            id_ = self._ids[self._read]
-            if id_ != TOMBSTONE:
-                return id_
-        slot = self._first_slot()
-        return None if slot is None else self._ids[slot]
+    def head(self, limit: int, before: int | None = None) -> list[int]:
+        """The ids of the first jobs that stand together: at least one if there is any, at most `limit`.
 
-    def popleft(self) -> int:
-        """Take the job with the lowest place out and return its id.
-
-        Raises:
-            IndexError: The array is empty.
+        With `before`, a place higher than the first, only of those with a lower place.
         """
-        if self._head == self._write and self._read < self._tail:  # see `first_id`
-            id_ = self._ids[self._read]
-            if id_ != TOMBSTONE:
-                self.live -= 1
-                self._read += 1
-                return id_
         slot = self._first_slot()
         if slot is None:
-            raise IndexError("the ready array is empty")
-        id_ = self._ids[slot]
-        self.live -= 1
-        if slot < self._write:
-            self._head = slot + 1
+            return []
+        end = min(slot + limit, self._write if slot < self._write else self._tail)
+        if before is not None:
+            end = bisect_left(self._places, before, slot, end)
+        ids = self._ids[slot:end].tolist()
+        return ids[: ids.index(TOMBSTONE)] if TOMBSTONE in ids else ids
+
+    def take(self, count: int) -> None:
+        """Take the first jobs out, of those that `head` has just given."""
+        self.live -= count
+        if self._head < self._write:
+            self._head += count
         else:
-            self._read = slot + 1
-        return id_
+            self._read += count
 
     def remove(self, place: int) -> None:
         """Take a job out of the middle; a tombstone stays until the head or a compaction passes it.
@@ -286,8 +283,12 @@ class Ready:
 
     def append(self, priority: int, place: int, id_: int) -> None:
         """Add a job with a place higher than any before."""
-        self._band(priority).array.append(place, id_)
-        self._count += 1
+        self.extend(priority, place, (id_,))
+
+    def extend(self, priority: int, place: int, ids: Sequence[int]) -> None:
+        """Add jobs of one priority with this place, which is higher than any before, and those that follow it."""
+        self._band(priority).array.extend(place, ids)
+        self._count += len(ids)
 
     def put_back(self, priority: int, place: int, id_: int) -> None:
         """Add a job that was handed out, with the place it had."""
@@ -295,25 +296,32 @@ class Ready:
         self._count += 1
 
     def first(self, *, oldest: bool = False) -> int | None:
-        """The id of the job that `popleft` would give, or None. `oldest` disregards priorities."""
+        """The id of the job that goes first, or None. `oldest` disregards priorities."""
+        ids = self.head(1, oldest=oldest)
+        return ids[0] if ids else None
+
+    def head(self, limit: int, *, oldest: bool = False) -> list[int]:
+        """The ids of the jobs that go first: at least one if there is any, at most `limit`; there may be more.
+
+        `oldest` disregards priorities, and needs a limit of 1.
+        """
         if not self._count:
-            return None
+            return []
+        band = self._oldest_band() if oldest else self._first_band()
+        if not band.returned:
+            return band.array.head(limit)
+        place, id_ = band.returned.peekitem(0)
+        return [id_] if self._returned_goes_first(band) else band.array.head(limit, before=place)
+
+    def take(self, count: int, *, oldest: bool = False) -> None:
+        """Take the first jobs out, as many as `head` has given or fewer."""
         band = self._oldest_band() if oldest else self._first_band()
         if band.returned and self._returned_goes_first(band):
-            id_: int = band.returned.peekitem(0)[1]
-            return id_
-        return band.array.first_id()
-
-    def popleft(self, *, oldest: bool = False) -> int | None:
-        """Take the first job out and return its id, or None. `oldest` disregards priorities."""
-        if not self._count:
-            return None
-        band = self._oldest_band() if oldest else self._first_band()
-        first_returned = band.returned and self._returned_goes_first(band)
-        id_: int = band.returned.popitem(0)[1] if first_returned else band.array.popleft()
-        self._count -= 1
-        self._lost[band.priority] = self._lost.get(band.priority, 0) + 1
-        return id_
+            band.returned.popitem(0)
+        else:
+            band.array.take(count)
+        self._count -= count
+        self._lost[band.priority] = self._lost.get(band.priority, 0) + count
 
     def remove(self, priority: int, place: int) -> None:
         """Take a job out from wherever it stands.

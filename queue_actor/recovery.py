@@ -6,8 +6,8 @@ length, once everything else is there.
 """
 
 from queue_actor.changes import Recovered
-from queue_actor.jobs import Job, JobState, Now
-from queue_actor.ledger import Ledger, kept_bytes_of
+from queue_actor.jobs import Job, JobState, Now, kept_bytes_of
+from queue_actor.ledger import Ledger
 from queue_actor.queues import Queue
 
 
@@ -53,7 +53,7 @@ def _restore_job(ledger: Ledger, queue: Queue, job: Job, now: Now) -> None:
     if job.state is JobState.IN_PROGRESS and job.holder is not None:
         ledger.hold(job.holder)
     if job.state is not JobState.IN_PROGRESS and job.expires_at is not None:
-        ledger.expiries.set((job.queue, job.id), job.expires_at)
+        ledger.expiries.set(job.queue, job.id, job.expires_at)
 
 
 def start_leases(ledger: Ledger, jobs: list[Job], now: Now) -> None:

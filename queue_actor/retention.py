@@ -7,7 +7,6 @@ counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from math import inf
 
@@ -17,7 +16,7 @@ from queue_actor.commands import Prune, Pruned
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import ForgottenJob
 from queue_actor.jobs import Job, Now
-from queue_actor.ledger import Key, Ledger
+from queue_actor.ledger import Ledger
 from queue_actor.settings import Settings
 from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD
 
@@ -42,7 +41,7 @@ class Retention:
     def sweep(self, now: Now) -> Kept:
         """Forget what is past its retention, and leave to the store what is no longer recent: a slice of each."""
         ledger, limit = self._ledger, self._settings.sweep_slice
-        forget = partial(self._forget, now)
+        forget = self._forget
         old = slice_due(ledger.kept, now.monotonic, limit, forget)
         old_dead = slice_due(ledger.dead, now.monotonic, limit, forget)
         over = ledger.counts[CONCLUDED] + ledger.counts[CANCELLED] - self._settings.retention_jobs
@@ -57,9 +56,9 @@ class Retention:
         more = limit in {old, old_dead, lost, dead_lost}
         return Kept(old + old_dead + lost + dead_lost, dead_lost, more)
 
-    def _forget(self, now: Now, name: str, id_: int) -> None:
+    def _forget(self, name: str, ids: Sequence[int]) -> None:
         queue = self._ledger.queues[name]
-        self._ledger.forget(queue, queue.jobs[id_], now)
+        self._ledger.forget(queue, [queue.jobs[id_] for id_ in ids])
 
     def leave_to_store(self, limit: int) -> int:
         """Leave the oldest jobs beyond `recent_jobs` to the store, at most so many; how many they were."""
@@ -86,7 +85,7 @@ class Retention:
             if job.id not in queue.jobs:
                 self._ledger.recall(queue, job, now)
 
-    def prune(self, command: Prune, now: Now) -> Pruned:
+    def prune(self, command: Prune, _now: Now) -> Pruned:
         """Forget what the store has found to be past its retention, if that is still so."""
         count = dead = 0
         certain = {name for name in command.departures if self._is_current(name, command.departures)}
@@ -98,7 +97,7 @@ class Retention:
             if job is None:
                 self._ledger.prune(queue, ended.id, ended.state)
             elif job.revision == ended.revision:
-                self._ledger.forget(queue, job, now)
+                self._ledger.forget(queue, [job])
             else:
                 continue  # it was redriven meanwhile
             count += 1
@@ -111,10 +110,13 @@ class Retention:
         return queue is not None and queue.departures == departures[name]
 
 
-def slice_due(deadlines: Deadlines[Key], now: float, limit: int, move: Callable[[str, int], object]) -> int:
+def slice_due(deadlines: Deadlines, now: float, limit: int, move: Callable[[str, Sequence[int]], object]) -> int:
     """Move the jobs that are due, the earliest first, at most `limit`; each move clears the deadline it was due by."""
     moved = 0
-    while moved < limit and (key := deadlines.due(now)) is not None:
-        move(*key)
-        moved += 1
+    while moved < limit:
+        queue, ids = deadlines.due(now, limit - moved)
+        if not ids:
+            break
+        move(queue, ids)
+        moved += len(ids)
     return moved

@@ -91,6 +91,7 @@ from queue_actor.errors import (
     UnknownQueue,
 )
 from queue_actor.idempotency import Answers
+from queue_actor.ids import CHUNK_BITS, ByIds
 from queue_actor.jobs import (
     DEFAULT_QUEUE,
     FINISHED,
@@ -101,9 +102,11 @@ from queue_actor.jobs import (
     Now,
     OnExisting,
     Outcome,
+    is_expired,
+    size,
 )
-from queue_actor.ledger import Ledger, size
-from queue_actor.queues import Queue
+from queue_actor.ledger import Ledger
+from queue_actor.queues import Queue, ends_at, starts_at
 from queue_actor.recovery import restore, start_leases
 from queue_actor.retention import Retention, slice_due
 from queue_actor.retry import retry_seconds
@@ -138,7 +141,7 @@ class StateMachine:
         self._verbs: dict[type[Command[Any]], Callable[[Any, Now], Any]] = {
             Enqueue: self._enqueue,
             Dequeue: self._dequeue,
-            Conclude: self._each_claim(self._conclude_one),
+            Conclude: self._conclude,
             Fail: self._each_claim(self._fail_one),
             Extend: self._each_claim(self._extend_one),
             Release: self._each_claim(self._release_one),
@@ -193,9 +196,11 @@ class StateMachine:
 
     def take_changes(self) -> Changes:
         """What changed since the last call, oldest first; the caller stores it before he answers anyone."""
-        answers = [*self._enqueue_answers.take_records(), *self._dequeue_answers.take_records()]
         changes = self._ledger.take_changes()
-        return replace(changes, answers=answers) if answers else changes
+        if self._enqueue_answers.records or self._dequeue_answers.records:
+            answers = [*self._enqueue_answers.take_records(), *self._dequeue_answers.take_records()]
+            changes = replace(changes, answers=answers)
+        return changes
 
     @property
     def changes_waiting(self) -> int:
@@ -268,14 +273,7 @@ class StateMachine:
         self.disk_room_bytes -= self._check_room(command)
         queue = self._ledger.open_queue(command.queue, now)
         first = queue.next_id
-        reply = Enqueued(
-            [
-                self._create(queue, new, now)
-                if new.options.unique_key is None
-                else _answer(self._enqueue_unique, queue, new.options.unique_key, new, now)
-                for new in command.jobs
-            ]
-        )
+        reply = Enqueued(self._create_or_meet(queue, command.jobs, now))
         queue.meters["enqueue"].add(now.monotonic, queue.next_id - first)
         queue.totals["enqueue"] += queue.next_id - first
         if command.key is not None:
@@ -308,18 +306,25 @@ class StateMachine:
             raise DiskFull("the disk has no room for more jobs: less than disk_reserve_bytes would be left")
         return disk_bytes
 
-    def _enqueue_unique(self, queue: Queue, key: str, new: NewJob, now: Now) -> EnqueuedJob:
-        holder = queue.unique.get(key)
-        if holder is not None:
-            return self._meet(queue, queue.jobs[holder], new, now)
-        queue.unique[key] = queue.next_id
-        return self._create(queue, new, now)
+    def _create_or_meet(self, queue: Queue, jobs: Sequence[NewJob], now: Now) -> list[EnqueuedJob | QueueError]:
+        """Add jobs, but for those whose unique key is taken; as many as possible at once."""
+        answers: list[EnqueuedJob | QueueError] = []
+        start = 0  # of those that are not created yet
+        for n, new in enumerate(jobs):
+            key = new.options.unique_key
+            if key is not None:
+                if key not in queue.unique:
+                    queue.unique[key] = queue.next_id + n - start
+                    continue
+                self._create(queue, jobs[start:n], now, answers)
+                start = n + 1
+                answers.append(_answer(self._meet, queue, queue.jobs[queue.unique[key]], new, now))
+        self._create(queue, jobs[start:] if start else jobs, now, answers)
+        return answers
 
-    def _create(self, queue: Queue, new: NewJob, now: Now) -> EnqueuedJob:
-        job = self._ledger.create(
-            queue, new, now, not_before=_not_before(new, now), expires_at=_expires_at(queue, new, now)
-        )
-        return EnqueuedJob(job.id, job.state)
+    def _create(self, queue: Queue, jobs: Sequence[NewJob], now: Now, answers: list[EnqueuedJob | QueueError]) -> None:
+        if jobs:
+            answers += [EnqueuedJob(job.id, job.state) for job in self._ledger.create(queue, jobs, now)]
 
     def _meet(self, queue: Queue, job: Job, new: NewJob, now: Now) -> EnqueuedJob:
         """Enqueue what has the unique key of a job that is there."""
@@ -334,7 +339,7 @@ class StateMachine:
         self._ledger.withdraw(queue, job)
         queue.ready.tidy()
         self._ledger.kept_bytes += size(new.payload) - size(job.payload)
-        not_before, expires_at = _not_before(new, now), _expires_at(queue, new, now)
+        not_before, expires_at = starts_at(new, now), ends_at(queue, new, now)
         facts = {
             "type": new.type,
             "payload": new.payload,
@@ -344,7 +349,7 @@ class StateMachine:
             "expires_at": expires_at,
         }
         if expires_at is not None:
-            self._ledger.expiries.set((queue.name, job.id), expires_at)
+            self._ledger.expiries.set(queue.name, job.id, expires_at)
         if not_before is not None:
             self._ledger.plan(job, not_before)
             return self._ledger.move(queue, job, "replace", SCHEDULED, now, **facts)
@@ -421,41 +426,45 @@ class StateMachine:
         ready, policy, before = queue.ready, queue.policy, queue.dequeues
         looks = count + self._settings.sweep_slice  # expired jobs at the head are a bounded part of this command
         while count > 0:
-            if policy.in_progress_max is not None and queue.counts[IN_PROGRESS] >= policy.in_progress_max:
+            limit, oldest = count, False
+            if policy.in_progress_max is not None:
+                limit = min(limit, policy.in_progress_max - queue.counts[IN_PROGRESS])
+            if policy.oldest_every > 0:
+                until_oldest = policy.oldest_every - 1 - queue.dequeues % policy.oldest_every
+                oldest = until_oldest == 0
+                limit = min(limit, max(1, until_oldest))
+            ids = ready.head(limit, oldest=oldest) if limit > 0 else ()
+            if not ids:
                 break
-            oldest = policy.oldest_every > 0 and (queue.dequeues + 1) % policy.oldest_every == 0
-            id_ = ready.first(oldest=oldest)
-            if id_ is None:
-                break
-            job = queue.jobs[id_]
-            if job.expires_at is not None and job.expires_at <= now.wall:
+            jobs = basket.fitting(queue.jobs, ids, now)
+            if jobs:
+                ready.take(len(jobs), oldest=oldest)
+                basket.leases += self._lease(queue, jobs, command, now)
+                count -= len(jobs)
+            elif is_expired(job := queue.jobs[ids[0]], now):
                 self._ledger.expire(queue, job, now)
                 looks -= 1
                 if looks == 0:
                     self._ledger.offer(queue)
                     break
-                continue
-            if not basket.takes(job.payload):
+            else:
                 break
-            ready.popleft(oldest=oldest)
-            basket.leases.append(self._lease(queue, job, command, now))
-            count -= 1
         queue.meters["dequeue"].add(now.monotonic, queue.dequeues - before)
         ready.tidy()
 
-    def _lease(self, queue: Queue, job: Job, command: Dequeue, now: Now) -> Lease:
+    def _lease(self, queue: Queue, jobs: Sequence[Job], command: Dequeue, now: Now) -> list[Lease]:
         policy = queue.policy
-        seconds = (
-            command.lease_seconds or job.options.lease_seconds or policy.lease_seconds or self._settings.lease_seconds
-        )
+        asked, usual = command.lease_seconds, policy.lease_seconds or self._settings.lease_seconds
+        seconds = [asked or job.options.lease_seconds or usual for job in jobs]
         if policy.run_seconds_max is not None:
-            seconds = min(seconds, policy.run_seconds_max)
-            self._ledger.run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
-        self._services += 1
+            seconds = [min(length, policy.run_seconds_max) for length in seconds]
+            for job in jobs:
+                self._ledger.run_ends[queue.name, job.id] = now.monotonic + policy.run_seconds_max
+        self._services += len(jobs)
         queue.served = self._services
-        queue.dequeues += 1
-        leased = self._ledger.lease(queue, job, command.consumer, seconds, now, holder=command.holder)
-        return Lease(leased, self._tokens.issue(queue.name, job.id, leased.fence))
+        queue.dequeues += len(jobs)
+        leased = self._ledger.lease(queue, jobs, seconds, command.consumer, now, holder=command.holder)
+        return [Lease(job, self._tokens.issue(queue.name, job.id, job.fence)) for job in leased]
 
     def _lease_again(self, name: str, id_: int, fence: int) -> Lease | None:
         """A lease that was given under an idempotency key, if it still holds."""
@@ -479,11 +488,42 @@ class StateMachine:
 
         return each
 
-    def _conclude_one(self, claim: Claim, now: Now) -> Job:
-        queue, job, again = self._held(claim, Outcome.CONCLUDED)
-        if again:
-            return job
-        return self._ledger.conclude(queue, job, claim.result if isinstance(claim, ConcludeClaim) else None, now)
+    def _conclude(self, command: Conclude, now: Now) -> Results:
+        """Like the other verbs of a holder, but as many jobs of a queue at once as come one after the other."""
+        results: list[Job | QueueError] = []
+        held: dict[int, Job] = {}  # to be concluded together
+        texts: list[bytes | None] = []  # their results
+        queue: Queue | None = None
+        for claim in command.claims:
+            if queue is not None and (claim.id in held or claim.queue != queue.name):
+                self._conclude_held(queue, held, texts, results, now)
+            try:
+                queue, job, again = self._held(claim, Outcome.CONCLUDED)
+            except QueueError as refusal:
+                answer: Job | QueueError = refusal.with_traceback(None)
+            else:
+                if not again:
+                    held[claim.id] = job
+                    texts.append(claim.result if isinstance(claim, ConcludeClaim) else None)
+                    continue
+                answer = job
+            self._conclude_held(queue, held, texts, results, now)
+            results.append(answer)
+        self._conclude_held(queue, held, texts, results, now)
+        return Results(results)
+
+    def _conclude_held(
+        self,
+        queue: Queue | None,
+        held: dict[int, Job],
+        texts: list[bytes | None],
+        results: list[Job | QueueError],
+        now: Now,
+    ) -> None:
+        if held and queue is not None:
+            results += self._ledger.conclude(queue, list(held.values()), texts, now)
+            held.clear()
+            texts.clear()
 
     def _fail_one(self, claim: FailClaim, now: Now) -> Job:
         queue, job, again = self._held(claim, Outcome.FAILED)
@@ -508,7 +548,7 @@ class StateMachine:
         left = self._ledger.run_ends.get((queue.name, job.id), inf) - now.monotonic
         if seconds > left:
             raise RunTooLong(f"this attempt may last {max(0.0, left):.12g} s more", field="lease_seconds")
-        self._ledger.leases.set((queue.name, job.id), now.monotonic + seconds)
+        self._ledger.leases.set(queue.name, job.id, now.monotonic + seconds)
         facts: dict[str, Any] = {"lease_seconds": seconds, "lease_expires_at": now.wall + seconds}
         if claim.progress is not None:
             facts["progress"] = claim.progress
@@ -592,7 +632,7 @@ class StateMachine:
         queries.check_waiting(queue, self._ledger.counts, 1, self._settings)
         if key is not None:
             queue.unique[key] = job.id
-        self._ledger.unfinish(queue, job)
+        self._ledger.unfinish(queue, [job])
         facts = {
             "fails": 0,
             "stales": 0,
@@ -614,7 +654,7 @@ class StateMachine:
             return job
         if job.state is not SCHEDULED:
             raise NotWaiting(f"job {job.id} is {job.state}")
-        self._ledger.planned.clear((queue.name, job.id))
+        self._ledger.planned.clear(queue.name, job.id)
         return self._ledger.make_ready(queue, job, "run", now, not_before=None)
 
     def _take_back_one(self, queue: Queue, job: Job, now: Now) -> Job:
@@ -625,13 +665,17 @@ class StateMachine:
     def _forget_one(self, queue: Queue, job: Job, now: Now) -> Job:
         if job.state not in FINISHED:
             raise NotFinished(f"job {job.id} is {job.state}")
-        return self._ledger.forget(queue, job, now)
+        return self._purge_one(queue, job, now)
+
+    def _purge_one(self, queue: Queue, job: Job, _now: Now) -> Job:
+        self._ledger.forget(queue, [job])
+        return job
 
     def _bulk(self, command: Bulk, now: Now) -> BulkDone:
         queue = self._existing(command.queue)
         verbs: dict[BulkVerb, tuple[frozenset[JobState], Callable[..., Job]]] = {
             BulkVerb.REDRIVE: (frozenset({DEAD, CANCELLED}), self._redrive_one),
-            BulkVerb.PURGE: (FINISHED | WAITING, self._ledger.forget),
+            BulkVerb.PURGE: (FINISHED | WAITING, self._purge_one),
             BulkVerb.RELEASE: (frozenset({IN_PROGRESS}), self._take_back_one),
         }
         able, verb = verbs[command.verb]
@@ -667,9 +711,9 @@ class StateMachine:
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
         limit = self._settings.sweep_slice
-        stale = slice_due(self._ledger.leases, now.monotonic, limit, partial(self._return_stale, now))
-        due = slice_due(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
-        expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
+        stale = slice_due(self._ledger.leases, now.monotonic, limit, partial(self._each_due, self._return_stale, now))
+        due = slice_due(self._ledger.planned, now.wall, limit, partial(self._each_due, self._ready_due, now))
+        expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._each_due, self._expire_waiting, now))
         kept = self._retention.sweep(now)
         return Swept(
             stale=stale,
@@ -689,6 +733,11 @@ class StateMachine:
         self._retention.leave_to_store(len(command.jobs))
         return reply
 
+    @staticmethod
+    def _each_due(move: Callable[[Now, str, int], None], now: Now, name: str, ids: Sequence[int]) -> None:
+        for id_ in ids:
+            move(now, name, id_)
+
     def _return_stale(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
         job = queue.jobs[id_]
@@ -706,7 +755,7 @@ class StateMachine:
 
     def _ready_due(self, now: Now, name: str, id_: int) -> None:
         queue = self._queues[name]
-        self._ledger.planned.clear((name, id_))
+        self._ledger.planned.clear(name, id_)
         self._ledger.make_ready(queue, queue.jobs[id_], "due", now)
 
     def _expire_waiting(self, now: Now, name: str, id_: int) -> None:
@@ -724,11 +773,21 @@ class _Basket:
         self.leases: list[Lease] = []
         self.room = room
 
-    def takes(self, payload: bytes | None) -> bool:
-        """Whether another payload has room. The first always has."""
-        if payload is not None:
-            self.room -= len(payload)
-        return self.room >= 0 or not self.leases
+    def fitting(self, jobs: ByIds[Job], ids: Iterable[int], now: Now) -> list[Job]:
+        """The first of these jobs, up to one that has expired or has no room. The first in the basket always has."""
+        fitting: list[Job] = []
+        chunks, room = jobs.chunks, self.room
+        for id_ in ids:
+            job = chunks[id_ >> CHUNK_BITS][id_]
+            if job.expires_at is not None and job.expires_at <= now.wall:
+                break
+            if job.payload is not None:
+                room -= len(job.payload)
+            if room < 0 and (fitting or self.leases):
+                break
+            fitting.append(job)
+        self.room = room
+        return fitting
 
 
 def _answer(verb: Callable[..., A], *subject: Any) -> A | QueueError:
@@ -737,14 +796,3 @@ def _answer(verb: Callable[..., A], *subject: Any) -> A | QueueError:
         return verb(*subject)
     except QueueError as refusal:
         return refusal.with_traceback(None)
-
-
-def _not_before(new: NewJob, now: Now) -> float | None:
-    """From when a new job is ready; None if it is now."""
-    at = new.not_before if new.not_before is not None else now.wall + new.delay_seconds
-    return at if at > now.wall else None
-
-
-def _expires_at(queue: Queue, new: NewJob, now: Now) -> float | None:
-    seconds = queue.policy.ttl_seconds if new.ttl_seconds is None else new.ttl_seconds
-    return None if seconds is None else now.wall + seconds

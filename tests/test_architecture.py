@@ -20,13 +20,13 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("queue_actor/**/*.py"), *ROOT.glob("web/**/*.py")])
 CONTRACT = sorted(ROOT.glob("tests/contract/test_*.py"))
 PURE = (
-    *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "deadlines", "tokens"),
+    *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "ids", "deadlines", "tokens"),
     *("queues", "queries", "idempotency", "meters", "retry", "changes", "rows", "retention", "recovery"),
     *("transitions", "access"),
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 755, "ledger.py": 480, "commands.py": 520, "connections.py": 500}
+LONGER = {"state_machine.py": 805, "ledger.py": 540, "commands.py": 520, "connections.py": 500}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 

@@ -13,6 +13,7 @@ from sortedcontainers import SortedDict, SortedList
 from queue_actor.commands import Enqueued
 from queue_actor.deadlines import Deadlines
 from queue_actor.engine import Engine
+from queue_actor.ids import ByIds
 from queue_actor.ready import TOMBSTONE, Ready
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -42,14 +43,14 @@ def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
         case Settings() | Tokens():
             return None  # they never change
         case Deadlines():
-            return {key: deadline for key, (deadline, _) in thing._live.items()}
+            return deadlines_of(thing)
         case Ready():
             return in_order(thing)
         case Enqueued(jobs):
             return frozen(jobs)  # among them are refusals, which are equal to nothing but themselves
         case None | str() | bytes() | int() | float() | Enum() | Struct():
             return thing
-        case dict() | SortedDict():
+        case dict() | SortedDict() | ByIds():
             return [(frozen(key), frozen(value)) for key, value in thing.items() if not callable(value)]
         case list() | tuple() | array() | SortedList():
             return [frozen(each) for each in thing]
@@ -60,6 +61,11 @@ def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
         case _:
             names = vars(thing) if hasattr(thing, "__dict__") else type(thing).__slots__
             return type(thing).__name__, [(name, frozen(getattr(thing, name))) for name in names]
+
+
+def deadlines_of(deadlines: Deadlines) -> dict[tuple[str, int], float]:
+    """The deadline of each job, by its queue and id."""
+    return {(queue, id_): run.deadline for queue, runs in deadlines._runs.items() for id_, run in runs.items()}
 
 
 def in_order(ready: Ready) -> list[tuple[int, int, int]]:

@@ -8,10 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from queue_actor.jobs import FINISHED, WAITING, Job, JobState, UniqueUntil
-from queue_actor.ledger import Key, kept_bytes_of
+from queue_actor.jobs import FINISHED, WAITING, Job, JobState, UniqueUntil, kept_bytes_of
+from queue_actor.ledger import Key
 from queue_actor.queues import Queue
 from queue_actor.state_machine import StateMachine
+from tests.contract.state import deadlines_of
 
 
 class ViolationError(AssertionError):
@@ -49,20 +50,20 @@ def recount(machine: StateMachine, jobs: Mapping[Key, Job], lease_ends: Mapping[
     held = [job for queue in books.queues.values() for job in queue.jobs.values()]
     same("counts", books.counts, {**dict.fromkeys(JobState, 0), **Counter(job.state for job in jobs.values())})
     same("kept_bytes", books.kept_bytes, sum(map(kept_bytes_of, held)))
-    same("leases", {key: at for key, (at, _) in books.leases._live.items()}, lease_ends)
+    same("leases", deadlines_of(books.leases), lease_ends)
     same(
         "planned",
-        {key: at for key, (at, _) in books.planned._live.items()},
+        deadlines_of(books.planned),
         {key: job.not_before for key, job in jobs.items() if job.state is JobState.SCHEDULED},
     )
     same(
         "expiries",
-        {key: at for key, (at, _) in books.expiries._live.items()},
+        deadlines_of(books.expiries),
         {key: job.expires_at for key, job in jobs.items() if job.state in WAITING and job.expires_at is not None},
     )
     ended = {(job.queue, job.id): job.state for job in held if job.state in FINISHED}
-    same("dead", books.dead._live.keys(), {key for key, state in ended.items() if state is JobState.DEAD})
-    same("kept", books.kept._live.keys(), {key for key, state in ended.items() if state is not JobState.DEAD})
+    same("dead", deadlines_of(books.dead).keys(), {key for key, state in ended.items() if state is JobState.DEAD})
+    same("kept", deadlines_of(books.kept).keys(), {key for key, state in ended.items() if state is not JobState.DEAD})
     if books.recent is not None:
         same("recent", books.recent.keys(), ended.keys())
     holders = Counter(job.holder for job in held if job.state is JobState.IN_PROGRESS and job.holder is not None)

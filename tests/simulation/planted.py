@@ -24,8 +24,8 @@ from queue_actor.commands import IdempotencyKey, ReadJob
 from queue_actor.deadlines import Deadlines
 from queue_actor.engine import Request
 from queue_actor.idempotency import Answers
-from queue_actor.jobs import WAITING, Job, JobState, Now
-from queue_actor.ledger import Ledger, is_expired
+from queue_actor.jobs import WAITING, Job, JobState, Now, is_expired
+from queue_actor.ledger import Ledger
 from queue_actor.queues import Queue
 from queue_actor.ready import Ready, ReadyArray
 from queue_actor.retention import Retention
@@ -152,8 +152,9 @@ def policy_not_committed(stack: ExitStack) -> None:
     """A queue's new policy is not what the store has to be told of."""
 
     def set_policy(original: Any, self: StateMachine, command: Any, now: Now) -> Any:
+        touched = set(self._ledger._touched)
         view = original(self, command, now)
-        self._ledger._touched.discard(command.queue)
+        self._ledger._touched = touched
         return view
 
     around(stack, StateMachine, "_set_policy", set_policy)
@@ -260,7 +261,7 @@ def lease_not_restarted_at_full_length(stack: ExitStack) -> None:
     def restart_lease(original: Any, self: Ledger, queue: Queue, job: Job, now: Now) -> None:
         original(self, queue, job, now)
         assert job.lease_expires_at is not None
-        self.leases.set((queue.name, job.id), now.monotonic + job.lease_expires_at - now.wall)
+        self.leases.set(queue.name, job.id, now.monotonic + job.lease_expires_at - now.wall)
 
     around(stack, Ledger, "restart_lease", restart_lease)
 
@@ -298,9 +299,9 @@ def token_not_checked(stack: ExitStack) -> None:
 def fence_stands_still(stack: ExitStack) -> None:
     """A lease has the fence of the one before."""
 
-    def lease(original: Any, self: Ledger, queue: Queue, *arguments: Any, **named: Any) -> Job:
-        leased: Job = original(self, queue, *arguments, **named)
-        queue.next_fence -= leased.id % 7 == 0
+    def lease(original: Any, self: Ledger, queue: Queue, *arguments: Any, **named: Any) -> list[Job]:
+        leased: list[Job] = original(self, queue, *arguments, **named)
+        queue.next_fence -= leased[-1].id % 7 == 0
         return leased
 
     around(stack, Ledger, "lease", lease)
@@ -325,7 +326,7 @@ def extend_moves_no_deadline(stack: ExitStack) -> None:
         queue, job, _ = self._held(claim, None)
         ends = self._ledger.leases[queue.name, job.id]
         extended: Job = original(self, claim, now)
-        self._ledger.leases.set((queue.name, job.id), ends)
+        self._ledger.leases.set(queue.name, job.id, ends)
         return extended
 
     around(stack, StateMachine, "_extend_one", extend)
@@ -361,7 +362,7 @@ def swept_too_early(stack: ExitStack) -> None:
 def sweep_forgets_a_lease(stack: ExitStack) -> None:
     """One deadline gets lost when they are carried over."""
 
-    def carry_over(original: Any, self: Deadlines[Any]) -> None:
+    def carry_over(original: Any, self: Deadlines) -> None:
         original(self)
         if len(self._old) > 1:
             self._old.pop()
@@ -387,7 +388,7 @@ def ttl_starts_again_with_each_return(stack: ExitStack) -> None:
     def give_back(original: Any, self: Ledger, queue: Queue, job: Job, *arguments: Any, **named: Any) -> Job:
         moved: Job = original(self, queue, job, *arguments, **named)
         if moved.state is JobState.QUEUED and moved.expires_at is not None:
-            self.expiries.clear((queue.name, job.id))
+            self.expiries.clear(queue.name, job.id)
         return moved
 
     around(stack, Ledger, "give_back", give_back)
@@ -450,14 +451,13 @@ def tombstone_resurrected(stack: ExitStack) -> None:
 def dequeue_between_compaction_steps(stack: ExitStack) -> None:
     """While the array is moved, the head is taken from the wrong run."""
 
-    def popleft(original: Any, self: ReadyArray) -> int:
+    def take(original: Any, self: ReadyArray, count: int) -> None:
         head = self._head
-        id_: int = original(self)
+        original(self, count)
         if self._write and self._head != head:
-            self._head, self._read = head, self._read + 1
-        return id_
+            self._head, self._read = head, self._read + count
 
-    around(stack, ReadyArray, "popleft", popleft)
+    around(stack, ReadyArray, "take", take)
 
 
 @plant
@@ -498,9 +498,10 @@ def unique_key_leaks(stack: ExitStack) -> None:
 def unique_key_freed_too_early(stack: ExitStack) -> None:
     """Every job gives its key back when it starts."""
 
-    def lease(original: Any, self: Ledger, queue: Queue, job: Job, *arguments: Any, **named: Any) -> Job:
-        self.free_unique_key(queue, job)
-        leased: Job = original(self, queue, job, *arguments, **named)
+    def lease(original: Any, self: Ledger, queue: Queue, jobs: list[Job], *arguments: Any, **named: Any) -> list[Job]:
+        for job in jobs:
+            self.free_unique_key(queue, job)
+        leased: list[Job] = original(self, queue, jobs, *arguments, **named)
         return leased
 
     around(stack, Ledger, "lease", lease)

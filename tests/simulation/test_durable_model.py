@@ -26,6 +26,7 @@ from queue_actor.rows import JOBS, job_of
 from queue_actor.settings import Settings
 from queue_actor.state_machine import BULK_JOBS_MAX, StateMachine
 from queue_actor.statements import plan
+from tests.contract.state import deadlines_of
 from tests.opening import in_memory, open_backups, open_store
 from tests.simulation.model import Key, Model, Refused
 from tests.simulation.test_model import ModelMachine, builtins, kept_bytes, often, plain, rounded, run_examples
@@ -195,9 +196,9 @@ class DurableModelMachine(ModelMachine):
         assert [key for key, job in self.known.items() if job.state not in FINISHED and key not in held] == []
         assert books.kept_bytes == sum(kept_bytes(job) for job in held.values())
         assert set(books.recent or ()) == {key for key, job in held.items() if job.state in FINISHED}
-        ended = {**books.kept._live, **books.dead._live}
-        assert {key: at for key, (at, _) in ended.items()} == {key: model.kept_until[key] for key in books.recent or ()}
-        assert {key: at for key, (at, _) in books.leases._live.items()} == model.lease_ends
+        ended = {**deadlines_of(books.kept), **deadlines_of(books.dead)}
+        assert ended == {key: model.kept_until[key] for key in books.recent or ()}
+        assert deadlines_of(books.leases) == model.lease_ends
         assert books.run_ends == model.run_ends
         assert self.machine.next_due_seconds(self.now) == model.next_due_seconds()
         assert books.counts == {**dict.fromkeys(JobState, 0), **Counter(job.state for job in self.known.values())}

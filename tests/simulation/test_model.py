@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from queue_actor import deadlines, ledger, queries, ready, state_machine
+from queue_actor import deadlines, ids, ledger, queries, ready, state_machine
 from queue_actor.commands import (
     Bulk,
     BulkVerb,
@@ -59,6 +59,7 @@ from queue_actor.commands import (
 from queue_actor.deadlines import Deadlines
 from queue_actor.errors import QueueError
 from queue_actor.idempotency import Answers
+from queue_actor.ids import ByIds
 from queue_actor.jobs import (
     FINISHED,
     NO_OPTIONS,
@@ -82,6 +83,7 @@ from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
 from queue_actor.tokens import SECRET_BYTES, Tokens
 from queue_actor.transitions import TRANSITIONS
+from tests.contract.state import deadlines_of
 from tests.simulation.model import Facts, Key, Model, Refused
 
 EXAMPLES = 200
@@ -94,6 +96,7 @@ SCANNED_IDS_MAX = 4
 HISTORY_ATTEMPTS_MAX = 3
 COMPACT_SLOTS_MIN = 3
 DEAD_ENTRIES_MIN = 3
+CHUNK_BITS = 2
 
 DELAY_SECONDS_MAX = Settings().delay_seconds_max
 MONOTONIC = 5_000.0
@@ -223,7 +226,6 @@ MEANT: dict[Any, frozenset[JobState]] = {
 """The jobs that each verb is for."""
 
 NO_JOBS = dict.fromkeys(JobState, 0)
-Entry = tuple[float, Key]
 
 NEVER_REFUSED = (Sweep, ReadQueue, ListQueues, Search)
 
@@ -369,29 +371,29 @@ class ModelMachine(RuleBasedStateMachine):
         """Both sides hold the same."""
         machine, model, books = self.machine, self.model, self.machine._ledger
         jobs: dict[Key, Facts] = {}
-        scheduled: dict[Key, Entry] = {}
-        expiries: dict[Key, Entry] = {}
-        kept: dict[Key, Entry] = {}
-        dead: dict[Key, Entry] = {}
+        scheduled: dict[Key, float] = {}
+        expiries: dict[Key, float] = {}
+        kept: dict[Key, float] = {}
+        dead: dict[Key, float] = {}
         for job in model.all_jobs():
             key = (job["queue"], job["id"])
             jobs[key] = job
             if job["state"] == "scheduled":
-                scheduled[key] = (job["not_before"], key)
+                scheduled[key] = job["not_before"]
             if job["state"] in WAITING and job["expires_at"] is not None:
-                expiries[key] = (job["expires_at"], key)
+                expiries[key] = job["expires_at"]
             if job["state"] in FINISHED:
-                (dead if job["state"] == "dead" else kept)[key] = (model.kept_until[key], key)
+                (dead if job["state"] == "dead" else kept)[key] = model.kept_until[key]
         assert self.known.keys() == jobs.keys()
         for key, known in self.known.items():
             if self.compared.get(key) is not known or known.revision != jobs[key]["revision"]:
                 assert builtins(known) == jobs[key]
                 self.compared[key] = known
-        assert books.leases._live == {key: (at, key) for key, at in model.lease_ends.items()}
-        assert books.planned._live == scheduled
-        assert books.expiries._live == expiries
-        assert books.kept._live == kept
-        assert books.dead._live == dead
+        assert deadlines_of(books.leases) == model.lease_ends
+        assert deadlines_of(books.planned) == scheduled
+        assert deadlines_of(books.expiries) == expiries
+        assert deadlines_of(books.kept) == kept
+        assert deadlines_of(books.dead) == dead
         assert books.run_ends == model.run_ends
         assert machine.next_due_seconds(self.now) == model.next_due_seconds()
         assert books.queues.keys() == model.queues.keys()
@@ -949,7 +951,8 @@ COPIES: dict[type, Callable[[Any], Any]] = {
     dict: dict.copy,
     set: set.copy,
     list: list.copy,
-    Deadlines: lambda held: held._live.copy(),
+    Deadlines: deadlines_of,
+    ByIds: dict,
     Histogram: lambda held: (held._counts.copy(), held._sum),
     Answers: lambda held: (list(held._answers.items()), held._jobs),
 }
@@ -969,6 +972,8 @@ def with_small_limits() -> Iterator[None]:
             (ledger, "HISTORY_ATTEMPTS_MAX", HISTORY_ATTEMPTS_MAX),
             (ready, "_COMPACT_SLOTS_MIN", COMPACT_SLOTS_MIN),
             (deadlines, "_DEAD_ENTRIES_MIN", DEAD_ENTRIES_MIN),
+            *((module, "CHUNK_BITS", CHUNK_BITS) for module in (ids, deadlines, ledger, state_machine)),
+            (ledger, "CHUNK_MASK", (1 << CHUNK_BITS) - 1),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         yield

@@ -1,53 +1,88 @@
 """Deadlines, beside a plain dict that must say the same."""
 
 from collections.abc import Iterator
+from heapq import heappop, heapreplace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from queue_actor import deadlines
+from queue_actor import deadlines, ids
 from queue_actor.deadlines import CARRY_ENTRIES, Deadlines
 
 DEAD_ENTRIES_MIN = 1_024  # fewer dead entries are not worth a new heap
 
 
+Key = tuple[str, int]
+
+
 class Twin:
-    """Deadlines and the dict that they must be equal to, used alike."""
+    """Deadlines and the dict that they must be equal to, used alike. Jobs are those of queue `q` unless told."""
 
     def __init__(self, keys: int = 0) -> None:
-        self.deadlines: Deadlines[int] = Deadlines()
-        self.model: dict[int, float] = {}
+        self.deadlines = Deadlines()
+        self.jobs: dict[Key, float] = {}
         for key in range(keys):
             self.set(key, float(key))
 
-    def set(self, key: int, deadline: float) -> None:
-        self.deadlines.set(key, deadline)
-        self.model[key] = deadline
+    @property
+    def model(self) -> list[int]:
+        """The ids in `q`."""
+        return [id_ for queue, id_ in self.jobs if queue == "q"]
 
-    def clear(self, key: int) -> None:
-        if key in self.model:
-            self.deadlines.clear(key)
-            del self.model[key]
+    def set(self, id_: int, deadline: float, queue: str = "q") -> None:
+        self.deadlines.set(queue, id_, deadline)
+        self.jobs[queue, id_] = deadline
+
+    def add_all(self, ids: list[int], deadline: float, queue: str = "q") -> None:
+        """Give those that have no deadline yet one."""
+        new = [id_ for id_ in dict.fromkeys(ids) if (queue, id_) not in self.jobs]
+        if new:
+            self.deadlines.add_all(queue, new, deadline)
+            self.jobs.update(((queue, id_), deadline) for id_ in new)
+
+    def clear(self, id_: int, queue: str = "q") -> None:
+        if (queue, id_) in self.jobs:
+            self.deadlines.clear(queue, id_)
+            del self.jobs[queue, id_]
         else:
             with pytest.raises(KeyError):
-                self.deadlines.clear(key)
+                self.deadlines.clear(queue, id_)
+
+    def clear_all(self, ids: list[int], queue: str = "q") -> None:
+        """Clear those that have a deadline."""
+        there = [id_ for id_ in dict.fromkeys(ids) if (queue, id_) in self.jobs]
+        if there:
+            self.deadlines.clear_all(queue, there)
+            for id_ in there:
+                del self.jobs[queue, id_]
 
     def check(self, *moments: float) -> None:
-        assert len(self.deadlines) == len(self.model)
-        first = min(((deadline, key) for key, deadline in self.model.items()), default=None)
+        assert len(self.deadlines) == len(self.jobs)
+        line = sorted((deadline, key) for key, deadline in self.jobs.items())
         for now in moments:
-            assert self.deadlines.due(now) == (first[1] if first is not None and first[0] <= now else None)
-        assert self.deadlines.next() == (None if first is None else first[0])
-        assert self.deadlines.entries >= len(self.model)
+            for limit in (1, 3, 10_000):
+                queue, ids = self.deadlines.due(now, limit)
+                expected = [key for deadline, key in line if deadline <= now]
+                assert [(queue, id_) for id_ in ids] == expected[: len(ids)]
+                assert bool(ids) == bool(expected)
+                assert len(ids) <= limit
+        assert self.deadlines.next() == (line[0][0] if line else None)
+
+    def due(self, now: float) -> int | None:
+        """The first id that is due."""
+        _, ids = self.deadlines.due(now, 1)
+        return ids[0] if ids else None
 
     def drain(self) -> None:
         """Take out whatever is due at the end of time, in order."""
-        for deadline, key in sorted((deadline, key) for key, deadline in self.model.items()):
-            assert self.deadlines[key] == deadline
-            self.check(deadline - 0.5, deadline)
-            self.clear(key)
+        for deadline, (queue, id_) in sorted((deadline, key) for key, deadline in self.jobs.items()):
+            assert self.deadlines[queue, id_] == deadline
+            assert self.deadlines.due(deadline - 0.5, 1) == ("", ())
+            assert self.deadlines.due(deadline, 1) == (queue, [id_])
+            self.clear(id_, queue)
         self.check(1e9)
 
     @property
@@ -75,6 +110,8 @@ def small_heaps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deadlines, "_DEAD_ENTRIES_MIN", 2)
         patch.setattr(deadlines, "CARRY_ENTRIES", 2)
+        patch.setattr(deadlines, "CHUNK_BITS", 2)
+        patch.setattr(ids, "CHUNK_BITS", 2)
         yield
 
 
@@ -82,19 +119,19 @@ def test_without_deadlines_nothing_is_due() -> None:
     twin = Twin()
     twin.check(0.0, 1e9)
     with pytest.raises(KeyError):
-        twin.deadlines.clear(1)
+        twin.deadlines.clear("q", 1)
     with pytest.raises(KeyError):
-        twin.deadlines[1]
+        twin.deadlines["q", 1]
 
 
 def test_a_key_is_due_at_its_deadline_and_not_before() -> None:
     twin = Twin()
     twin.set(1, 5.0)
-    assert twin.deadlines.due(4.999_999) is None
-    assert twin.deadlines.due(5.0) == 1
-    assert twin.deadlines.due(5.0) == 1  # until it is cleared
+    assert twin.due(4.999_999) is None
+    assert twin.due(5.0) == 1
+    assert twin.due(5.0) == 1  # until it is cleared
     twin.clear(1)
-    assert twin.deadlines.due(5.0) is None
+    assert twin.due(5.0) is None
 
 
 def test_a_later_deadline_takes_the_place_of_an_earlier_one() -> None:
@@ -122,7 +159,7 @@ def test_keys_of_equal_deadlines_are_due_in_the_order_of_the_keys() -> None:
 
 def test_keys_of_equal_deadlines_are_due_in_order_also_while_carried_over() -> None:
     twin = Twin()
-    for key in range(3_000):
+    for key in reversed(range(3_000)):  # so that each is an entry of its own
         twin.set(key, 7.0)
     for key in reversed(range(1, 3_000, 2)):
         twin.clear(key)
@@ -131,7 +168,7 @@ def test_keys_of_equal_deadlines_are_due_in_order_also_while_carried_over() -> N
     for key in (1, 3, 5):
         twin.set(key, 7.0)  # in the new heap, while their neighbours are in the old one
     while twin.carrying:
-        assert twin.deadlines.due(7.0) == min(twin.model)
+        assert twin.due(7.0) == min(twin.model)
         twin.clear(min(twin.model))
     twin.check(6.9, 7.0)
 
@@ -158,9 +195,9 @@ def test_a_set_or_clear_carries_over_a_bounded_number_of_entries() -> None:
     while twin.carrying:
         old, new = len(twin.deadlines._old), len(twin.deadlines._heap)
         if changes % 2:
-            twin.set(changes + 100_000, 9e9)
+            twin.set(changes + 100_000, 9e9 + changes)
         else:
-            twin.clear(next(iter(twin.model)))
+            twin.clear(twin.model[0])
         assert old - len(twin.deadlines._old) in {CARRY_ENTRIES, old}
         assert len(twin.deadlines._heap) - new <= CARRY_ENTRIES + 1
         changes += 1
@@ -192,35 +229,81 @@ def test_carrying_over_ends_before_the_next_begins() -> None:
     carried = len(twin.deadlines._old)
     changes = 0
     while twin.carrying:
-        twin.set(changes + 100_000, 9e9)
+        twin.set(changes + 100_000, 9e9 + changes)
         twin.clear(changes + 100_000)
         changes += 2
     assert changes <= carried // CARRY_ENTRIES + 2
     assert twin.deadlines.entries <= 2 * len(twin.model) + DEAD_ENTRIES_MIN
 
 
-class CountedKey(int):
-    """A key that counts how often any key is looked up: that is, how many entries are handled."""
-
-    lookups = 0
-
-    def __hash__(self) -> int:
-        CountedKey.lookups += 1
-        return int.__hash__(self)
-
-
-def test_each_entry_is_handled_a_bounded_number_of_times_in_its_life() -> None:
+def test_each_entry_is_handled_a_bounded_number_of_times_in_its_life(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `next` and `due` skip they drop, so all that they ever skip is what was ever set."""
-    subject: Deadlines[CountedKey] = Deadlines()
+    skipped = 0
+
+    def counted(heap: list[Any], *run: Any) -> Any:
+        nonlocal skipped
+        skipped += 1
+        return (heapreplace if run else heappop)(heap, *run)
+
+    monkeypatch.setattr(deadlines, "heappop", counted)
+    monkeypatch.setattr(deadlines, "heapreplace", counted)
+    twin = Twin()
     random = Random(2)  # noqa: S311 - the same sequence each time
     changes = 20_000
-    keys = [CountedKey(n) for n in range(500)]
-    CountedKey.lookups = 0
     for moment in range(changes):
-        subject.set(random.choice(keys), moment + random.random() * 300)
-        if (key := subject.due(moment)) is not None:
-            subject.clear(key)
-    assert CountedKey.lookups < 20 * changes
+        twin.set(random.randrange(500), moment + random.random() * 300)
+        if (id_ := twin.due(moment)) is not None:
+            twin.clear(id_)
+    assert 0 < skipped < 2 * changes
+
+
+def test_jobs_given_a_deadline_together_are_one_entry_in_each_chunk() -> None:
+    twin = Twin()
+    twin.add_all(list(range(1_000, 3_000)), 5.0)
+    for id_ in range(3_000, 3_010):
+        twin.set(id_, 5.0)
+    assert twin.deadlines.entries == 3
+    twin.drain()
+
+
+def test_jobs_may_be_given_deadlines_in_any_order_of_their_ids() -> None:
+    twin = Twin()
+    twin.add_all([1_500, 7, 1_030, 3, 1_029], 5.0)
+    twin.add_all([6, 4, 1_031], 5.0)  # between the others
+    twin.check(5.0)
+    twin.drain()
+
+
+def test_of_one_deadline_the_jobs_of_one_queue_come_before_those_of_the_next() -> None:
+    twin = Twin()
+    for id_ in (1, 2, 3):
+        for queue in ("b", "a", "c"):
+            twin.set(id_, 5.0, queue)
+    twin.check(5.0)
+    twin.drain()
+
+
+def test_a_queue_that_is_gone_is_known_no_longer_and_its_successor_is_another() -> None:
+    twin = Twin()
+    twin.deadlines.forget_queue("q")  # it never had a deadline
+    twin.set(1, 5.0)
+    twin.clear(1)
+    twin.deadlines.forget_queue("q")
+    twin.check(5.0)
+    with pytest.raises(KeyError):
+        twin.deadlines.clear("q", 1)
+    twin.set(2, 5.0)
+    twin.check(4.0, 5.0)
+    twin.drain()
+
+
+def test_a_run_whose_first_jobs_have_left_goes_behind_those_that_come_before_it_now() -> None:
+    twin = Twin()
+    twin.add_all([1, 2, 8, 9], 5.0)
+    twin.add_all([4, 5], 5.0)
+    twin.clear_all([1, 2])
+    twin.check(5.0)
+    twin.drain()
 
 
 @pytest.mark.parametrize("live", [0, 1, 100, 3_000])
@@ -229,8 +312,8 @@ def test_dead_entries_do_not_pile_up(live: int) -> None:
     twin = Twin(live)
     entries_max = 0
     for key in range(live, live + 100_000):
-        twin.deadlines.set(key, 1e6 + key)
-        twin.deadlines.clear(key)
+        twin.deadlines.set("q", key, 1e6 + key)
+        twin.deadlines.clear("q", key)
         entries_max = max(entries_max, twin.deadlines.entries)
     assert entries_max <= 3 * live + 2 * DEAD_ENTRIES_MIN
     assert twin.deadlines.entries <= 2 * live + DEAD_ENTRIES_MIN + 1
@@ -241,7 +324,7 @@ def test_dead_entries_do_not_pile_up(live: int) -> None:
 def test_dead_entries_do_not_pile_up_when_deadlines_are_moved(live: int) -> None:
     twin = Twin(live)
     for change in range(100_000):
-        twin.deadlines.set(change % live, float(change))
+        twin.deadlines.set("q", change % live, float(change))
     assert twin.deadlines.entries <= 2 * live + DEAD_ENTRIES_MIN + 1
     assert len(twin.deadlines) == live
     assert twin.deadlines.next() == 100_000.0 - live
@@ -257,7 +340,12 @@ def test_a_deadline_set_again_and_again_to_the_same_moment_does_not_pile_up() ->
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["set", "set", "clear", "due"]), st.integers(0, 8), st.integers(0, 6)),
+    st.tuples(
+        st.sampled_from(["set", "set", "add all", "clear", "clear all", "due"]),
+        st.integers(0, 12),
+        st.integers(0, 6),
+        st.sampled_from("qr"),
+    ),
     min_size=10,
     max_size=80,
 )
@@ -266,16 +354,20 @@ OPERATIONS = st.lists(
 @pytest.mark.usefixtures("small_heaps")
 @settings(max_examples=200)
 @given(operations=OPERATIONS)
-def test_deadlines_are_a_dict_whatever_happens_to_them(operations: list[tuple[str, int, int]]) -> None:
+def test_deadlines_are_a_dict_whatever_happens_to_them(operations: list[tuple[str, int, int, str]]) -> None:
     twin = Twin()
-    for name, key, moment in operations:
+    for name, id_, moment, queue in operations:
         match name:
             case "set":
-                twin.set(key, float(moment))
+                twin.set(id_, float(moment), queue)
+            case "add all":
+                twin.add_all([id_ + moment, id_, id_ + 1, id_ + 2], float(moment), queue)
             case "clear":
-                twin.clear(key)
+                twin.clear(id_, queue)
+            case "clear all":
+                twin.clear_all([id_ + 1, id_, id_ + moment], queue)
             case "due":
                 twin.check(moment - 0.5, float(moment))
-    assert twin.deadlines.entries <= 3 * len(twin.model) + 5
+    assert twin.deadlines.entries <= 3 * len(twin.jobs) + 5
     twin.check(3.0)
     twin.drain()

@@ -46,8 +46,11 @@ from queue_actor.jobs import (
     QueuePolicy,
     Retry,
     RetryKind,
+    error_size,
+    is_expired,
+    size,
 )
-from queue_actor.ledger import InvariantError, Ledger, error_size, is_expired, size
+from queue_actor.ledger import InvariantError, Ledger
 from queue_actor.queues import Queue
 from queue_actor.settings import Settings
 from queue_actor.state_machine import StateMachine
@@ -227,7 +230,7 @@ def test_a_job_is_counted_and_waits_in_one_place_only(transition: tuple[JobState
 def ledger_with_a_job(**facts: Any) -> tuple[Ledger, Queue, Job]:
     ledger = Ledger(Settings())
     queue = ledger.open_queue("q", START)
-    job = ledger.create(queue, NewJob("t"), START, **{"not_before": None, "expires_at": None, **facts})
+    (job,) = ledger.create(queue, [NewJob("t", **facts)], START)
     return ledger, queue, job
 
 
@@ -244,6 +247,37 @@ def test_a_move_that_no_transition_allows_is_a_bug_and_changes_nothing() -> None
 
     assert queue.jobs == {1: job}
     assert ledger.changes_waiting == 0
+
+
+def test_jobs_that_move_together_are_in_one_state() -> None:
+    ledger, queue, job = ledger_with_a_job()
+    (other,) = ledger.create(queue, [NewJob("t", delay_seconds=1.0)], START)
+    both = [replace(each, state=CANCELLED, revision=3) for each in (job, other)]
+
+    with pytest.raises(InvariantError, match="^cancel of jobs that are queued has one that is scheduled$"):
+        ledger._put(queue, "cancel", [job, other], both)
+
+
+def test_jobs_that_are_forgotten_together_may_be_in_any_states() -> None:
+    world = World()
+    world.enqueue(payload=b"1")
+    world.enqueue(payload=b"12", delay_seconds=1.0)
+    world.enqueue(payload=b"123")
+    world.do(Cancel("q", [3]))
+    world.ledger.take_changes()
+
+    queue = world.ledger.queues["q"]
+    jobs = [queue.jobs[id_] for id_ in (3, 1, 2)]
+    world.ledger.forget(queue, jobs)
+
+    assert queue.jobs == {}
+    assert queue.counts == world.ledger.counts == dict.fromkeys(JobState, 0)
+    assert (queue.first_id, len(queue.ready), world.ledger.kept_bytes) == (4, 0, 0)
+    forgotten = list(world.ledger.take_changes().jobs)
+    assert [(change.before, change.after, change.verb) for change in forgotten] == [
+        (job, None, "forget") for job in jobs
+    ]
+    assert [change.revision for change in forgotten] == [5, 6, 7]
 
 
 # --- the checks before every commit
@@ -270,7 +304,7 @@ def test_a_count_that_disagrees_with_its_deadlines_stops_the_process(state: JobS
 
 def test_a_count_that_disagrees_with_the_ready_jobs_stops_the_process() -> None:
     ledger, queue, _ = ledger_with_a_job()
-    queue.ready.popleft()
+    queue.ready.take(1)
 
     with pytest.raises(InvariantError, match="0 jobs of q are ready, not 1"):
         ledger.take_changes()
@@ -392,8 +426,8 @@ def test_attempts_beyond_the_history_give_their_bytes_back() -> None:
 
 
 def test_a_job_without_a_ttl_never_expires() -> None:
-    for expires_at, expired in ((None, False), (START.wall, True), (START.wall + 0.001, False)):
-        _, _, job = ledger_with_a_job(expires_at=expires_at)
+    for ttl_seconds, expired in ((None, False), (0.0, True), (0.001, False)):
+        _, _, job = ledger_with_a_job(ttl_seconds=ttl_seconds)
 
         assert is_expired(job, START) is expired
 

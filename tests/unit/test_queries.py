@@ -209,7 +209,7 @@ def test_the_last_page_says_that_it_is_the_last_though_it_is_full() -> None:
 def test_a_queue_whose_jobs_are_all_forgotten_has_one_empty_page() -> None:
     queue = queue_of(new_job(1), new_job(2))
     for id_ in (1, 2):
-        queue.forget(id_)
+        queue.forget([id_])
 
     assert pages(queue) == pages(queue, newest_first=True) == [[]]
 

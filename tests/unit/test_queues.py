@@ -49,7 +49,7 @@ def test_the_first_id_follows_the_jobs_that_are_forgotten() -> None:
     put(queue, 1, 2, 3, 5)
     firsts = []
     for id_ in (2, 1, 5, 3):
-        queue.forget(id_)
+        queue.forget([id_])
         firsts.append(queue.first_id)
 
     assert firsts == [1, 3, 3, 6]
@@ -61,7 +61,7 @@ def test_a_job_that_is_not_there_cannot_be_forgotten() -> None:
     put(queue, 1)
 
     with pytest.raises(KeyError):
-        queue.forget(2)
+        queue.forget([2])
     assert queue.first_id == 1
 
 

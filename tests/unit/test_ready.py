@@ -7,7 +7,7 @@ import gc
 import tracemalloc
 from array import array
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -20,6 +20,14 @@ from queue_actor.settings import Settings
 
 USED_MIN = 16  # slots in use below which an array is not compacted
 STEP = 3  # between two places, so that there are places which no job has
+
+
+def popleft(ready: ReadyArray | Ready, **how: bool) -> int | None:
+    """Take the first job out; its id, or None."""
+    ids = ready.head(1, **how)
+    if ids:
+        ready.take(1, **how)
+    return ids[0] if ids else None
 
 
 class Twin:
@@ -44,11 +52,26 @@ class Twin:
         assert self.array.statistics().capacity - capacity <= self.slice
 
     def popleft(self) -> None:
-        if self.model:
-            assert self.array.popleft() == self.model.pop(0)[1]
-        else:
-            with pytest.raises(IndexError):
-                self.array.popleft()
+        assert popleft(self.array) == (self.model.pop(0)[1] if self.model else None)
+
+    def take(self, limit: int, fewer: int = 0, before: int | None = None) -> None:
+        """Take as many out as stand together, but for some."""
+        ids = self.array.head(limit, before)
+        expected = [id_ for place, id_ in self.model[:limit] if before is None or place < before]
+        assert ids == expected[: len(ids)]
+        assert bool(ids) == bool(expected)
+        count = max(0, len(ids) - fewer)
+        if count:
+            self.array.take(count)
+            del self.model[:count]
+
+    def extend(self, jobs: int) -> None:
+        """Append several at once; they have places without gaps."""
+        place = self.appended * STEP + 1
+        self.appended += jobs  # so that the next place is higher than theirs
+        ids = [place + n + 10_000 for n in range(jobs)]
+        self.array.extend(place, ids)
+        self.model += [(place + n, id_) for n, id_ in enumerate(ids)]
 
     def remove(self, position: int) -> None:
         """Take out the job that stands there, if one does."""
@@ -71,8 +94,9 @@ class Twin:
         assert self.array.rank(0) == 0
         for rank, (place, _) in enumerate(self.model):
             assert self.array.rank(place) == rank
-            assert self.array.rank(place + STEP) == rank + 1
-        assert (self.array.first(), self.array.first_id()) == (self.model[0] if self.model else (None, None))
+            assert self.array.rank(place + 1) == rank + 1
+        assert self.array.first() == (self.model[0][0] if self.model else None)
+        assert self.array.head(1) == [id_ for _, id_ in self.model[:1]]
 
     def drain(self) -> None:
         """Take everything out, in order."""
@@ -141,8 +165,6 @@ def array_with(jobs: int, dequeued: int, removed: set[int], **parameters: Any) -
 def test_an_empty_array_has_no_first_job() -> None:
     twin = Twin()
     twin.check()
-    with pytest.raises(IndexError):
-        twin.array.popleft()
     with pytest.raises(KeyError):
         twin.array.remove(STEP)
 
@@ -157,9 +179,6 @@ def test_what_cannot_be_taken_out_is_told() -> None:
     twin = Twin(1)
     with pytest.raises(KeyError, match=r"^17$"):
         twin.array.remove(17)
-    twin.popleft()
-    with pytest.raises(IndexError, match=r"^the ready array is empty$"):
-        twin.array.popleft()
 
 
 def test_a_place_that_no_job_has_cannot_be_removed() -> None:
@@ -427,8 +446,10 @@ def test_a_step_drops_no_more_than_a_slice_of_tombstones() -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize("ask", ["first", "first_id", "popleft"])
-def test_the_head_passes_any_number_of_tombstones_in_few_steps(ask: str, backwards: bool) -> None:
+@pytest.mark.parametrize("ask", [ReadyArray.first, popleft], ids=lambda ask: ask.__name__)
+def test_the_head_passes_any_number_of_tombstones_in_few_steps(
+    ask: Callable[[ReadyArray], int | None], backwards: bool
+) -> None:
     """Cancelling jobs one by one is cheap, and the dequeue after it must not pay for all of them at once."""
     jobs = 100_000
     subject = ReadyArray(initial=jobs, growth=1.5, compact=0.5, slice_=4_096)
@@ -438,12 +459,12 @@ def test_the_head_passes_any_number_of_tombstones_in_few_steps(ask: str, backwar
     for place in reversed(gone) if backwards else gone:
         subject.remove(place)
     slots = count_slots(subject)
-    assert getattr(subject, ask)() == jobs // 2 + 1
+    assert ask(subject) == jobs // 2 + 1
     assert slots.touched < 200
     slots.touched = 0
-    assert subject.rank(jobs) == jobs // 2 - 1 - (ask == "popleft")
+    assert subject.rank(jobs) == jobs // 2 - 1 - (ask is popleft)
     assert slots.touched < 200
-    assert len(subject) == jobs // 2 - (ask == "popleft")
+    assert len(subject) == jobs // 2 - (ask is popleft)
 
 
 def cycle(twin: Twin, cycles: int) -> ArrayStatistics:
@@ -453,7 +474,7 @@ def cycle(twin: Twin, cycles: int) -> ArrayStatistics:
     for _ in range(cycles):
         place += STEP
         subject.append(place, place)
-        subject.popleft()
+        popleft(subject)
         subject.tidy()
     model.clear()
     return subject.statistics()
@@ -499,7 +520,11 @@ PARAMETERS = st.fixed_dictionaries(
     }
 )
 ARRAY_OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["append", "popleft", "remove", "tidy"]), st.integers(0, 30)), min_size=10, max_size=60
+    st.tuples(
+        st.sampled_from(["append", "extend", "popleft", "take", "take before", "remove", "tidy"]), st.integers(0, 30)
+    ),
+    min_size=10,
+    max_size=60,
 )
 
 
@@ -514,6 +539,13 @@ def test_an_array_is_a_sorted_list_whatever_happens_to_it(
             case "append":
                 for _ in range(number % 8 + 1):
                     twin.append()
+            case "extend":
+                twin.extend(1 + number % 5)
+            case "take":
+                twin.take(1 + number % 8, number % 3)
+            case "take before":
+                if twin.model:  # a place higher than the first
+                    twin.take(8, before=twin.model[0][0] + 1 + number)
             case "popleft":
                 for _ in range(number % 8 + 1):
                     twin.popleft()
@@ -545,9 +577,27 @@ class ReadyTwin:
         insort(self.model, (-priority, self.place, self.place + 1_000))
 
     def popleft(self) -> None:
-        assert self.ready.popleft() == (self.model[0][2] if self.model else None)
+        assert popleft(self.ready) == (self.model[0][2] if self.model else None)
         if self.model:
             self.handed_out.append(self.model.pop(0))
+
+    def extend(self, priority: int, jobs: int) -> None:
+        place = self.place + 1
+        self.place += jobs * STEP
+        self.ready.extend(priority, place, [place + n + 1_000 for n in range(jobs)])
+        for n in range(jobs):
+            insort(self.model, (-priority, place + n, place + n + 1_000))
+
+    def take(self, limit: int, fewer: int) -> None:
+        """Take out as many as go first together, but for some."""
+        ids = self.ready.head(limit)
+        assert ids == [id_ for _, _, id_ in self.model[: len(ids)]]
+        assert bool(ids) == bool(self.model)
+        count = max(0, len(ids) - fewer)
+        if count:
+            self.ready.take(count)
+            self.handed_out += self.model[:count]
+            del self.model[:count]
 
     def put_back(self, which: int = 0) -> None:
         if self.handed_out:
@@ -574,14 +624,14 @@ class ReadyTwin:
     def drain(self) -> None:
         while self.model:
             self.popleft()
-        assert self.ready.popleft() is None
+        assert popleft(self.ready) is None
         self.check()
 
 
 def test_nothing_is_first_where_nothing_is_ready() -> None:
     twin = ReadyTwin()
     assert twin.ready.first() is None
-    assert twin.ready.popleft() is None
+    assert popleft(twin.ready) is None
     assert twin.ready.statistics() == {}
     with pytest.raises(KeyError):
         twin.ready.remove(0, 1)
@@ -705,13 +755,13 @@ def test_the_oldest_goes_first_whatever_its_priority_where_that_is_asked_for() -
     ready = Ready(Settings())
     for place, priority in enumerate((5, 0, -2, 5, 0), start=1):
         ready.append(priority, place, 100 + place)
-    assert (ready.popleft(oldest=True), ready.popleft(oldest=True)) == (101, 102)
+    assert (popleft(ready, oldest=True), popleft(ready, oldest=True)) == (101, 102)
     ready.put_back(0, 2, 102)
     assert [ready.first(), ready.first(oldest=True)] == [104, 102]
     for id_ in (102, 103, 104, 105):
         assert ready.first(oldest=True) == id_
-        assert ready.popleft(oldest=True) == id_
-    assert ready.first(oldest=True) is ready.popleft(oldest=True) is None
+        assert popleft(ready, oldest=True) == id_
+    assert ready.first(oldest=True) is popleft(ready, oldest=True) is None
 
 
 def test_the_lower_place_goes_first_be_it_of_a_job_that_came_back_or_not() -> None:
@@ -719,7 +769,7 @@ def test_the_lower_place_goes_first_be_it_of_a_job_that_came_back_or_not() -> No
     ready.put_back(0, 2, 102)
     ready.append(0, 1, 101)
     ready.append(0, 3, 103)
-    assert [(ready.first(), ready.popleft()) for _ in range(3)] == [(101, 101), (102, 102), (103, 103)]
+    assert [(ready.first(), popleft(ready)) for _ in range(3)] == [(101, 101), (102, 102), (103, 103)]
 
 
 def test_totals_count_arrays_that_are_gone_too() -> None:
@@ -730,10 +780,10 @@ def test_totals_count_arrays_that_are_gone_too() -> None:
             ready.append(priority, place, place)
         assert ready.totals() == (32, priority - 1, 5 * priority)
         for _ in range(31):
-            ready.popleft()
+            popleft(ready)
         ready.tidy()
         assert ready.totals() == (32, priority, 5 * priority)
-        ready.popleft()
+        popleft(ready)
         ready.tidy()
         assert ready.totals() == (0, priority, 5 * priority)
     ready.append(0, 100, 100)
@@ -757,7 +807,7 @@ def test_tidying_does_a_step_and_twice_as_many_slots_as_jobs_left(
     monkeypatch.setattr(ReadyArray, "tidy", count)
     for place in range(1, jobs + 1):
         if leave == "popleft":
-            ready.popleft()
+            popleft(ready)
         else:
             ready.remove(0, place)
     ready.tidy()
@@ -769,14 +819,14 @@ def test_a_wrong_count_is_noticed_and_not_served_from() -> None:
     ready = Ready(Settings())
     ready.append(0, 1, 1)
     ready._count = 2
-    ready.popleft()
+    popleft(ready)
     with pytest.raises(AssertionError, match=r"^the count of ready jobs is wrong$"):
         ready.first()
 
 
 READY_OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["append", "append", "popleft", "put back", "remove", "tidy"]),
+        st.sampled_from(["append", "extend", "popleft", "take", "put back", "remove", "tidy"]),
         st.integers(0, 30),
         st.sampled_from([0, 0, 0, 5, -1]),
     ),
@@ -798,6 +848,10 @@ def test_the_ready_jobs_are_a_sorted_list_whatever_happens_to_them(
             case "append":
                 for _ in range(number % 4 + 1):
                     twin.append(priority)
+            case "extend":
+                twin.extend(priority, 1 + number % 5)
+            case "take":
+                twin.take(1 + number % 8, number % 3)
             case "popleft":
                 for _ in range(number % 8 + 1):
                     twin.popleft()
