@@ -26,6 +26,7 @@ from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.jobs import Job
 from queue_actor.settings import Settings
+from web import batches
 from web.audit import audit
 from web.bodies import (
     Body,
@@ -51,7 +52,7 @@ from web.replies import Reply, reply
 from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
 from web.streams import enqueue_stream
 from web.traceparent import traced
-from web.views import ResultsView, ResultView, dequeued_view, enqueued_view, error_view, leases_view, result_view
+from web.views import result_view
 
 VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
     "conclude": (ConcludeBody, Conclude),
@@ -205,14 +206,14 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
         if is_stream(request.scope):
             return enqueue_stream(engine, settings, name, BodyStream(request))
         data = await body_of_request()
-        new = traced(decode(ENQUEUE, data).new_jobs(settings), request.scope["headers"])
+        new = traced(batches.new_jobs(data, settings), request.scope["headers"])
         caller_of(request).admit_jobs(len(new))
         key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
         enqueued = await engine.execute(Enqueue(name, new, key))
         ids = [job.id for job in enqueued.jobs[:IDS_LOGGED] if not isinstance(job, QueueError)]
         facts = {"queue": name, "jobs": len(enqueued.jobs), "ids": ids}
         return reply(
-            _encode(enqueued_view(enqueued.jobs)),
+            batches.enqueued(enqueued.jobs),
             headers={"Queue-Durability": engine.durability},
             facts=facts,
             jobs=new,
@@ -287,7 +288,7 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
     async def handler(queue: str | None = None) -> Reply:
         refuse_query(request)
         name, data = None if queue is None else queue_name(queue), await body_of_request()
-        body: Any
+        body: Any = None
         if verb == "release" and name is not None:
             body = decode(RELEASE_MANY, data)
             body.check()
@@ -295,35 +296,21 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
             if body.jobs is None:
                 holders.ride(body, data, name)  # nothing rides; a key that is wrong is told all the same
                 return await bulk(holders.engine, name, BulkVerb.RELEASE, body)
+        plain = batches.plain_claims(data, name, holders.settings) if verb == "conclude" and name is not None else None
+        if plain is not None:
+            body, claims = plain
         else:
-            body = decode(MANY[verb], data)
-        claims, ride = holders.claims(body.jobs, name), holders.ride(body, data, name)
+            body = body or decode(MANY[verb], data)
+            claims = holders.claims(body.jobs, name)
+        ride = holders.ride(body, data, name)
         results = await holders.carry_out(claims, make)
         dequeued = await holders.dequeue_next(ride)
-        view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
+        text, errors = batches.results(claims, results, extended=verb == "extend", dequeued=dequeued)
         ids = [claim.id for claim in claims[:IDS_LOGGED]]
-        facts = {"queue": name, "jobs": len(claims), "ids": ids, "errors": view.errors}
-        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts, jobs=results)
+        facts = {"queue": name, "jobs": len(claims), "ids": ids, "errors": errors}
+        return reply(text, headers=NOT_STORED if ride else None, facts=facts, jobs=results)
 
     return handler
-
-
-def results_view(
-    claims: Sequence[Claim],
-    results: Sequence[Job | QueueError | Problem],
-    *,
-    extended: bool,
-    dequeued: Dequeued | QueueError | Problem | None,
-) -> ResultsView:
-    """The answer to a verb for many jobs."""
-    views = [
-        ResultView(id=claim.id, queue=claim.queue, error=error_view(result))
-        if isinstance(result, QueueError | Problem)
-        else result_view(result, extended=extended)
-        for claim, result in zip(claims, results, strict=True)
-    ]
-    errors = sum(isinstance(result, QueueError | Problem) for result in results)
-    return ResultsView(views, errors, dequeued_view(dequeued))
 
 
 def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
@@ -335,4 +322,4 @@ def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
         "ids": [lease.job.id for lease in dequeued.leases[:IDS_LOGGED]],
     }
     jobs = [lease.job for lease in dequeued.leases]
-    return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts, jobs=jobs)
+    return reply(batches.leases(dequeued.leases), headers=NOT_STORED, facts=facts, jobs=jobs)

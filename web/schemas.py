@@ -24,7 +24,8 @@ T = TypeVar("T")
 # `\Z` and not `$`, which would let a line feed through at the end.
 NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 QUEUE_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\Z"
-Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
+TYPE_CHARACTERS_MAX = 200
+Type = Annotated[str, Meta(min_length=1, max_length=TYPE_CHARACTERS_MAX, pattern=NO_CONTROLS)]
 CONSUMER_CHARACTERS_MAX = 200
 TEXT_CHARACTERS_MAX = 200
 KEY_CHARACTERS_MAX = 200
