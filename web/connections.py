@@ -23,6 +23,7 @@ import logging
 import re
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -40,7 +41,7 @@ from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import parse_socket_addr
 
 from queue_actor.settings import KIB, Settings
-from web.heads import HEAD_BYTES_MAX, is_stream, read_head
+from web.heads import HEAD_BYTES_MAX, is_stream, keeps_open, read_head, write_answer
 from web.problems import Problem
 from web.tls import Certificate, NoHandshake, shake_hands, take_leave
 
@@ -76,6 +77,10 @@ EXTENSION = "web.connections"
 logger = logging.getLogger(__name__)
 
 
+def _new_http() -> h11.Connection:
+    return h11.Connection(h11.SERVER, HEAD_BYTES_MAX)
+
+
 class HungUp(Exception):
     """There is nobody to answer: the client has left, reads nothing, or is one far too many."""
 
@@ -98,6 +103,7 @@ class Connections(EventWrapper):
         self.problems: Counter[str] = Counter()  # codes of answers that were not the application's
         # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
         self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
+        self._second, self._fields = 0, b""
         # With one, every connection begins with a handshake.
         self.certificate: Certificate | None = None
 
@@ -132,6 +138,14 @@ class Connections(EventWrapper):
         self.refused.discard(connection)
         self.idle.pop(connection, None)
 
+    def fields_of_server(self, config: Config) -> bytes:
+        """The lines of Hypercorn's own fields, `date` above all; made once a second."""
+        second = int(time.time())
+        if second != self._second:
+            lines = [b"%b: %b\r\n" % pair for pair in config.response_headers("h11")]
+            self._second, self._fields = second, b"".join(lines)
+        return self._fields
+
     async def set(self) -> None:
         """Begins the drain: idle connections close, the others and all to come close after one answer."""
         await super().set()
@@ -154,7 +168,7 @@ class Connection:
     plain: trio.abc.Stream = field(init=False)
     certificate: Certificate | None = field(init=False)  # for the handshake that is to come
     opened: float = field(default_factory=trio.current_time)
-    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, HEAD_BYTES_MAX))
+    http: h11.Connection = field(default_factory=_new_http)
     client: tuple[str, int] | None = None
     server: tuple[str, int] | None = None
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -176,6 +190,8 @@ class Connection:
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
     begun: bool = False
+    keeps: bool = False  # it is plain that the client goes on after the answer, and that this may have a body
+    answered: bool = False  # wholly, without h11, which knows nothing of it
 
     def __post_init__(self) -> None:
         self.context.terminated = self.connections
@@ -216,6 +232,7 @@ class Connection:
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
                 self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
+                self.keeps = self.method != "HEAD" and keeps_open(request)
                 scheme = "http" if self.plain is self.stream else "https"
                 scope = read_head(request, client=self.client, server=self.server, scheme=scheme)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
@@ -223,12 +240,18 @@ class Connection:
                 stream = self.streaming = is_stream(scope)
                 self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.http.our_state is not h11.DONE:
+                if self.answered:  # so a new h11 is told what the client sent ahead
+                    ahead, _ = self.http.trailing_data
+                    self.http = _new_http()
+                    if ahead:
+                        self.http.receive_data(ahead)
+                elif self.http.our_state is not h11.DONE:
                     if stream or self.http.trailing_data[0]:
                         await self._linger()  # for what was sent ahead, a close would take the answer away, too
                     break
-                self.http.start_next_cycle()
-                self.method, self.path, self.request_id, self.begun = "", "", "", False
+                else:
+                    self.http.start_next_cycle()
+                self.method, self.path, self.request_id, self.begun, self.answered = "", "", "", False, False
             if isinstance(self.plain, trio.SSLStream):
                 with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
                     await take_leave(self.plain)
@@ -335,7 +358,7 @@ class Connection:
             raise Problem("internal", "The server failed to answer; its log says why.") from error
 
     def _unanswered(self) -> bool:
-        return self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
+        return not self.answered and self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
 
     async def _receive(self) -> asgi.ASGIReceiveEvent:
         """The application's `receive`: the body, whole, and after that the end of the client."""
@@ -393,6 +416,11 @@ class Connection:
             self.head = message
             if any(name.lower() == b"content-length" for name, _ in message["headers"]):
                 return
+        elif self.head is not None and (data := self._plain_answer(self.head, message)):
+            self.head = None
+            self.begun = self.answered = True
+            await self._write(data)
+            return
         if self.head is not None:
             if self.streaming and self.http.they_are_waiting_for_100_continue and self.head["status"] == HTTPStatus.OK:
                 # The answer begins before the body is read. RFC 9110, section 10.1.1: a final status alone would say
@@ -408,6 +436,13 @@ class Connection:
         if data := b"".join(pieces):
             self.begun = True
             await self._write(data)
+
+    def _plain_answer(self, head: asgi.HTTPResponseStartEvent, message: asgi.ASGISendEvent) -> bytes | None:
+        """A whole answer after which the connection goes on, without h11; None if it is anything else."""
+        if not self.keeps or self.finishing or self.streaming or message.get("more_body", False):
+            return None
+        fields, body = list(head["headers"]), message.get("body", b"")
+        return write_answer(head["status"], fields, self.connections.fields_of_server(self.config), body)  # type: ignore[arg-type] # the body of an http.response.body
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]

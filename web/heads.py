@@ -1,7 +1,9 @@
-"""The head of a request: the checks that h11 leaves to others, and what ASGI makes of it. Pure, no I/O."""
+"""Heads: the checks that h11 leaves to others, what ASGI makes of a request, and plain answers. Pure, no I/O."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from itertools import chain
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +22,14 @@ CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 # Within a segment it is a character like any other: decoded, it would end the segment (RFC 3986, section 2.2).
 ENCODED_SLASH = re.compile("%2F", re.IGNORECASE)
+
+# Of answers that have a body.
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d \r\n" % status
+    for status in HTTPStatus
+    if status >= HTTPStatus.OK and status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+}
+_OF_THE_CONNECTION = frozenset({b"connection", b"transfer-encoding", b"keep-alive", b"upgrade", b"trailer"})
 
 
 def read_head(
@@ -66,10 +76,40 @@ def read_head(
     }
 
 
+def keeps_open(request: h11.Request) -> bool:
+    """Whether the client says plainly that the connection stays open: by HTTP/1.1, and nothing that is against it."""
+    return request.http_version == b"1.1" and all(
+        value.lower() == b"keep-alive" for name, value in request.headers if name == b"connection"
+    )
+
+
+def write_answer(status: int, fields: Sequence[tuple[bytes, bytes]], server_fields: bytes, body: bytes) -> bytes | None:
+    """An answer as h11 would write it, given the lines of the server's own fields; None if it is out of the ordinary.
+
+    Nearly all answers are whole, and go out on a connection that stays open. For one of these h11 takes as long as the
+    application, since it validates each field of a head that this server has made itself. That no field ends its line,
+    and that the length is that of the body, is seen to here.
+    """
+    length = [value for name, value in fields if name == b"content-length"]
+    if (
+        status not in _STATUS_LINES
+        or length != [b"%d" % len(body)]
+        or CONTROL.search(b"".join(chain.from_iterable(fields)))
+        or not _OF_THE_CONNECTION.isdisjoint(name for name, _ in fields)
+    ):
+        return None
+    return b"".join((_STATUS_LINES[status], *(b"%b: %b\r\n" % field for field in fields), server_fields, b"\r\n", body))
+
+
 def is_stream(scope: HTTPScope | WebsocketScope) -> bool:
     """Whether the body is a stream of lines, of any length, that the application reads as it comes."""
     types = [value for name, value in scope["headers"] if name == b"content-type"]
-    return bool(types) and types[0].partition(b";")[0].strip().lower() == NDJSON
+    return bool(types) and is_ndjson(types[0])
+
+
+def is_ndjson(content_type: bytes | None) -> bool:
+    """Whether a Content-Type, if there is one, is that of lines of JSON."""
+    return content_type is not None and content_type.partition(b";")[0].strip().lower() == NDJSON
 
 
 def _absolute(target: bytes) -> tuple[bytes, bytes, bytes]:

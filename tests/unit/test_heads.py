@@ -1,9 +1,13 @@
 """What becomes of a request's head. The refusals are in test_connections.py, as their clients see them."""
 
+from http import HTTPStatus
+
 import h11
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from web.heads import read_head
+from web.heads import keeps_open, read_head, write_answer
 
 
 def head(target: str, headers: list[tuple[str, str]] | None = None) -> h11.Request:
@@ -37,3 +41,80 @@ def test_octets_beyond_ascii_and_tabs_are_left_alone_in_fields() -> None:
     assert (b"x", b"a\tb") in scope["headers"]
     request = h11.Request(method="GET", target="/", headers=[(b"Host", b"test"), (b"X", b"\xe4")])
     assert (b"x", b"\xe4") in read_head(request, client=None, server=None)["headers"]
+
+
+def by_h11(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """An answer on a connection that stays open, as h11 writes it; what it refuses it raises."""
+    http = h11.Connection(h11.SERVER)
+    http.receive_data(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+    while http.next_event() is not h11.PAUSED and http.their_state is not h11.DONE:
+        pass
+    pieces = [http.send(h11.Response(status_code=status, headers=fields))]
+    pieces += [http.send(h11.Data(data=body)) if body else b"", http.send(h11.EndOfMessage())]
+    return b"".join(piece for piece in pieces if piece)
+
+
+NAMES = [b"content-type", b"queue-state", b"x-a", b"connection", b"transfer-encoding", b"content-length"]
+fields = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.binary(max_size=3) | st.sampled_from([b"1", b"close", b"a\r\nb", b"\xe4 b"]))
+)
+
+
+@given(st.sampled_from([*map(int, HTTPStatus), 299, 600]), fields, st.binary(max_size=3), st.integers(-1, 1))
+def test_a_plain_answer_is_written_as_h11_writes_it_or_left_to_h11(
+    status: int, some: list[tuple[bytes, bytes]], body: bytes, wrong: int
+) -> None:
+    all_ = [*some, (b"content-length", b"%d" % (len(body) + wrong))]
+    date = [(b"date", b"today")]
+    written = write_answer(status, all_, b"date: today\r\n", body)
+    if written is None:
+        return
+    stripped = [(name, value) for name, value in all_ if value == value.strip(b" \t")]
+    if stripped == all_:  # h11 refuses others
+        assert written == by_h11(status, all_ + date, body)
+
+
+@pytest.mark.parametrize("status", [200, 201, 400, 404, 409, 413, 422, 429, 500, 503, 507])
+def test_a_plain_answer_is_not_left_to_h11(status: int) -> None:
+    """Or all would be, and nobody would notice."""
+    some = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+    assert write_answer(status, some, b"date: x\r\n", b"{}") == by_h11(status, [*some, (b"date", b"x")], b"{}")
+
+
+@pytest.mark.parametrize(
+    ("status", "some", "body"),
+    [
+        (200, [(b"content-length", b"3")], b"{}"),
+        (200, [(b"content-length", b"2"), (b"content-length", b"2")], b"{}"),
+        (200, [], b"{}"),
+        (204, [(b"content-length", b"0")], b""),
+        (304, [(b"content-length", b"0")], b""),
+        (100, [(b"content-length", b"0")], b""),
+        (200, [(b"content-length", b"2"), (b"x", b"a\r\nSet-Cookie: b")], b"{}"),
+        (200, [(b"content-length", b"2"), (b"x\r\ny", b"a")], b"{}"),
+        (200, [(b"content-length", b"2"), (b"connection", b"close")], b"{}"),
+        (200, [(b"content-length", b"2"), (b"transfer-encoding", b"chunked")], b"{}"),
+    ],
+)
+def test_anything_else_is_left_to_h11(status: int, some: list[tuple[bytes, bytes]], body: bytes) -> None:
+    assert write_answer(status, some, b"", body) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "connection", "keeps"),
+    [
+        ("1.1", [], True),
+        ("1.1", ["keep-alive"], True),
+        ("1.1", ["Keep-Alive"], True),
+        ("1.1", ["close"], False),
+        ("1.1", ["keep-alive", "close"], False),
+        ("1.1", ["close", "keep-alive"], False),
+        ("1.1", ["keep-alive, close"], False),
+        ("1.1", ["upgrade"], False),
+        ("1.0", [], False),
+        ("1.0", ["keep-alive"], False),
+    ],
+)
+def test_who_goes_on_is_taken_at_his_word(version: str, connection: list[str], keeps: bool) -> None:
+    headers = [("Host", "test"), *(("Connection", each) for each in connection)]
+    assert keeps_open(h11.Request(method="GET", target="/", headers=headers, http_version=version)) is keeps
