@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import defstruct
-from quart import Blueprint, request
+from quart import Blueprint
 
 from queue_actor.access import Scope
 from queue_actor.commands import (
@@ -42,14 +42,13 @@ from web.bodies import (
     check_batch,
 )
 from web.callers import caller_of, dequeue_for, forbidden
-from web.exchanges import BodyStream
 from web.fields import BATCH
 from web.filters import ReleaseManyBody
-from web.heads import is_stream
 from web.problems import Problem
 from web.queues import bulk
 from web.replies import Reply, reply
-from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
+from web.requests import asked
+from web.schemas import body_of, decode, job_id, key_of, queue_name, refuse_query
 from web.streams import enqueue_stream
 from web.traceparent import traced
 from web.views import result_view
@@ -122,7 +121,7 @@ class Holders:
 
     async def dequeue(self, command: Dequeue) -> Dequeued:
         """Carry out a dequeue; see `dequeue_for`."""
-        return await dequeue_for(request, self.engine, command)
+        return await dequeue_for(asked(), self.engine, command)
 
     def ride(self, body: Any, data: bytes, queue: str | None) -> Dequeue | None:
         """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
@@ -131,9 +130,10 @@ class Holders:
             Problem: It is out of bounds, or its key is, or it is not allowed.
         """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
-        key = idempotency_key(
-            request.headers, data, request.path, caller_of(request).name
-        )  # looked at even if there is nothing to repeat
+        request = asked()
+        key = key_of(
+            request, data, request.path, caller_of(request).name
+        )  # looked at even if nothing is to be repeated
         if wanted is None:
             return None
         try:
@@ -157,7 +157,7 @@ class Holders:
         self, claims: Sequence[Claim], make: Callable[[Sequence[Any]], Command[Results]]
     ) -> list[Job | QueueError | Problem]:
         """Carry out a verb on those of many jobs that the caller may conclude; the others are `forbidden`."""
-        caller = caller_of(request)
+        caller = caller_of(asked())
         queues = {claim.queue for claim in claims}
         allowed = {queue for queue in queues if caller.may(Scope.CONSUME, queue)}
         if allowed == queues:
@@ -201,14 +201,15 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.post("/queues/<queue>/enqueue")
     async def enqueue(queue: str) -> Reply:
+        request = asked()
         refuse_query(request)
         name = queue_name(queue)
-        if is_stream(request.scope):
-            return enqueue_stream(engine, settings, name, BodyStream(request))
-        data = await body_of_request()
+        if request.is_stream:
+            return enqueue_stream(engine, settings, name, request)
+        data = body_of(request)
         new = traced(batches.new_jobs(data, settings), request.scope["headers"])
         caller_of(request).admit_jobs(len(new))
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
+        key = key_of(request, data, request.path, caller_of(request).name)
         enqueued = await engine.execute(Enqueue(name, new, key))
         ids = [job.id for job in enqueued.jobs[:IDS_LOGGED] if not isinstance(job, QueueError)]
         facts = {"queue": name, "jobs": len(enqueued.jobs), "ids": ids}
@@ -221,19 +222,21 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.post("/queues/<queue>/dequeue")
     async def dequeue(queue: str) -> Reply:
+        request = asked()
         refuse_query(request)
-        name, data = queue_name(queue), await body_of_request()
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
+        name, data = queue_name(queue), body_of(request)
+        key = key_of(request, data, request.path, caller_of(request).name)
         command = decode(DEQUEUE, data).dequeue(name, settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
     @routes.post("/dequeue")
     async def dequeue_several() -> Reply:
+        request = asked()
         refuse_query(request)
-        data = await body_of_request()
+        data = body_of(request)
         body = decode(DEQUEUE_MANY, data)
         require_all(body.source(), "queues")
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
+        key = key_of(request, data, request.path, caller_of(request).name)
         command = body.dequeue(body.source(), settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
@@ -251,7 +254,7 @@ def require_all(source: str | tuple[str, ...], field: str) -> None:
         Problem: `forbidden`.
     """
     names = (source,) if isinstance(source, str) else source
-    caller_of(request).require(Scope.CONSUME, *names, field=field)
+    caller_of(asked()).require(Scope.CONSUME, *names, field=field)
 
 
 def one(holders: Holders, verb: str) -> Callable[..., Any]:
@@ -259,8 +262,9 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
     make = VERBS[verb][1]
 
     async def handler(queue: str, id_: str) -> Reply:
+        request = asked()
         refuse_query(request)
-        name, number, data = queue_name(queue), job_id(id_), await body_of_request()
+        name, number, data = queue_name(queue), job_id(id_), body_of(request)
         body: Any = decode(ONE[verb], data)
         body.check_path(name, number)
         if body.token is None:
@@ -286,8 +290,9 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
     make = VERBS[verb][1]
 
     async def handler(queue: str | None = None) -> Reply:
+        request = asked()
         refuse_query(request)
-        name, data = None if queue is None else queue_name(queue), await body_of_request()
+        name, data = None if queue is None else queue_name(queue), body_of(request)
         body: Any = None
         if verb == "release" and name is not None:
             body = decode(RELEASE_MANY, data)
