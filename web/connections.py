@@ -41,7 +41,7 @@ from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import parse_socket_addr
 
 from queue_actor.settings import KIB, Settings
-from web.heads import HEAD_BYTES_MAX, is_stream, keeps_open, read_head, write_answer
+from web.heads import HEAD_BYTES_MAX, PlainRequest, is_stream, keeps_open, read_head, read_plain, write_answer
 from web.problems import Problem
 from web.tls import Certificate, NoHandshake, shake_hands, take_leave
 
@@ -192,6 +192,7 @@ class Connection:
     begun: bool = False
     keeps: bool = False  # it is plain that the client goes on after the answer, and that this may have a body
     answered: bool = False  # wholly, without h11, which knows nothing of it
+    untold: bytes = b""  # the request, if h11 knows nothing of that either
 
     def __post_init__(self) -> None:
         self.context.terminated = self.connections
@@ -238,9 +239,19 @@ class Connection:
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
                 stream = self.streaming = is_stream(scope)
-                self.body = None if self.streaming else await self._read_body(request)
+                if (
+                    isinstance(request, PlainRequest)
+                    and not stream
+                    and len(request.body) <= self.connections.settings.request_bytes_max
+                ):
+                    self.body = request.body
+                else:
+                    self._tell_h11(head_only=True)
+                    self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.answered:  # so a new h11 is told what the client sent ahead
+                if self.answered and self.untold:
+                    self.untold = b""
+                elif self.answered:  # so a new h11 is told what the client sent ahead
                     ahead, _ = self.http.trailing_data
                     self.http = _new_http()
                     if ahead:
@@ -294,7 +305,7 @@ class Connection:
             await self._linger()  # it was told why
         raise HungUp
 
-    async def _next_request(self) -> h11.Request | None:
+    async def _next_request(self) -> h11.Request | PlainRequest | None:
         """The next request with its headers complete, or None when it is time to close."""
         deadline = self.opened + FIRST_REQUEST_SECONDS
         if self.served:
@@ -302,6 +313,15 @@ class Connection:
             self.connections.idle[self] = None
         event: object = None
         with trio.CancelScope(deadline=-inf if self.finishing else deadline) as self.wait:
+            if not self.http.trailing_data[0]:
+                data = await self._hear()
+                event = read_plain(data)
+                if event is not None:
+                    self.untold = data
+                    self.connections.idle.pop(self, None)
+                    self.served = True
+                    return event
+                self.http.receive_data(data)
             while (event := self._next_event()) is h11.NEED_DATA:
                 if self in self.connections.idle and self.http.trailing_data[0] and not self.finishing:
                     del self.connections.idle[self]
@@ -315,7 +335,7 @@ class Connection:
             raise Problem("request_timeout", f"The headers were not complete within {FIRST_REQUEST_SECONDS:g} seconds.")
         return None
 
-    async def _read_body(self, request: h11.Request) -> bytes:
+    async def _read_body(self, request: h11.Request | PlainRequest) -> bytes:
         """The body, whole.
 
         Raises:
@@ -358,7 +378,15 @@ class Connection:
             raise Problem("internal", "The server failed to answer; its log says why.") from error
 
     def _unanswered(self) -> bool:
-        return not self.answered and self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
+        return not self.answered and (bool(self.untold) or self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY})
+
+    def _tell_h11(self, *, head_only: bool = False) -> None:
+        """Lets h11 know of the request under way, if it does not: what follows is not plain."""
+        if self.untold:
+            self.http.receive_data(self.untold)
+            self.untold = b""
+            while not isinstance(self.http.next_event(), h11.Request if head_only else h11.EndOfMessage):
+                pass
 
     async def _receive(self) -> asgi.ASGIReceiveEvent:
         """The application's `receive`: the body, whole, and after that the end of the client."""
@@ -392,6 +420,7 @@ class Connection:
 
     async def _listen(self) -> None:
         """Until the client closes its side or resets, or has its whole answer."""
+        self._tell_h11()
         while self._unanswered() and not self.gone:
             # What a client sends ahead is kept, but not without bound: from here on nobody listens to this one.
             if len(self.http.trailing_data[0]) > HEAD_BYTES_MAX:
@@ -421,6 +450,7 @@ class Connection:
             self.begun = self.answered = True
             await self._write(data)
             return
+        self._tell_h11()
         if self.head is not None:
             if self.streaming and self.http.they_are_waiting_for_100_continue and self.head["status"] == HTTPStatus.OK:
                 # The answer begins before the body is read. RFC 9110, section 10.1.1: a final status alone would say
@@ -494,6 +524,10 @@ class Connection:
 
     async def _feed(self) -> None:
         """Waits for more from the client, and hands it to h11."""
+        self.http.receive_data(await self._hear())
+
+    async def _hear(self) -> bytes:
+        """Waits for more from the client."""
         data = b""
         with suppress(trio.BrokenResourceError):
             data = bytes(await self.plain.receive_some(READ_BYTES))
@@ -501,7 +535,7 @@ class Connection:
             self.gone = True
             raise HungUp
         self.connections.received_bytes += len(data)
-        self.http.receive_data(data)
+        return data
 
     async def _write(self, data: bytes) -> None:
         """Sends all of it, for as long as the client goes on reading."""
