@@ -67,7 +67,7 @@ class NewJob(msgspec.Struct, frozen=True, gc=False):
     on_existing: OnExisting = OnExisting.KEEP
 
 
-class EnqueuedJob(msgspec.Struct, frozen=True, gc=False):
+class EnqueuedJob(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What became of a new job."""
 
     id: int

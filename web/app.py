@@ -4,14 +4,13 @@ import logging
 import re
 import secrets
 import time
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 from quart.ctx import RequestContext
-from quart.wrappers import Request
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
@@ -26,14 +25,15 @@ from web.binding import is_loopback
 from web.callers import caller_of
 from web.connections import Connections
 from web.docs import docs_routes
-from web.exchanges import Exchange, close_after_answer, waited_seconds, was_sent
-from web.heads import is_stream
+from web.exchanges import Exchange, close_after_answer
 from web.jobs import STREAM_ENDPOINT, job_routes
 from web.metrics import Metrics
 from web.ops import Condition, ops_routes
-from web.problems import CONTENT_TYPE, Problem
+from web.problems import Problem
 from web.queues import queue_routes
-from web.replies import Facts, Reply, reply
+from web.replies import Facts, Reply
+from web.requests import Request
+from web.routes import Context, RouteTable
 from web.simple import simple_routes
 from web.traceparent import traceparent_of
 from web.tracing import Tracing
@@ -56,6 +56,7 @@ class App(QuartTrio):
 
     asgi_http_class = Exchange
     tracing: Tracing | None = None
+    _table: RouteTable | None = None  # of the routes; None: since it was made, some were added
 
     def __init__(
         self, engine: Engine, settings: Settings, access: Access | None = None, metrics: Metrics | None = None
@@ -67,6 +68,10 @@ class App(QuartTrio):
         self.draining = False
         self.metrics = metrics or Metrics(engine, settings, Connections(settings))
         self.instance = engine.instance
+        self._every_answer = {"Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
+        self._fields_of_every_answer = [
+            (name.lower().encode(), value.encode()) for name, value in self._every_answer.items()
+        ]
         self._life = secrets.token_hex(8)  # in the names of requests that bring none
         self._request_numbers = count(1)
         self._slow_requests = Throttle()
@@ -94,17 +99,29 @@ class App(QuartTrio):
             return None
         return self.url_map.bind("", default_method=request.method, path_info=request.path)
 
+    def add_url_rule(self, *arguments: Any, **more: Any) -> None:
+        """See Quart's."""
+        super().add_url_rule(*arguments, **more)
+        self._table = None
+
+    async def handle_request(self, request: Request) -> Reply:  # type: ignore[override] # it answers no other kind
+        """Answer one request in a context of its own; what goes wrong here is the connection's business."""
+        if self._table is None:
+            self._table = RouteTable(self.url_map.iter_rules())
+        with Context(self, request) as context:
+            context.find_route(self._table)
+            return await self.full_dispatch_request(context)
+
     async def full_dispatch_request(self, request_context: RequestContext | None = None) -> Reply:
         """Answer one request: guard, handler, error, headers, log line.
 
         This is Quart's method of the same name without its signals, sessions and hooks, which this server does not
         use and which cost a fifth of a request.
         """
-        assert request_context is not None  # noqa: S101 - Quart always passes it
-        request = request_context.request
+        assert isinstance(request_context, Context)  # noqa: S101 - for the type checker: see `handle_request`
+        request = request_context.asked
         started = time.perf_counter()
-        identity = self.identify(request.headers.get("X-Request-Id", ""))
-        request_id = identity["X-Request-Id"]
+        request_id = self._request_id(request.field(b"x-request-id"))
         try:
             tracing = self.tracing
             response = await (self._handle(request) if tracing is None else tracing.around(self._handle, request))
@@ -123,20 +140,17 @@ class App(QuartTrio):
             # The client has left while it waited, or the server ends: nobody is answered, and the line tells that.
             self._log(request, request_id, started, facts={"code": "unanswered", **self._while_draining()})
             raise
-        response.headers.update(identity)
+        response.fields.append((b"x-request-id", request_id.encode()))
+        response.fields += self._fields_of_every_answer
         if limits := caller_of(request).rate_fields():
-            response.headers.update(limits)
+            response.add(limits)
         if self.draining:
-            response.headers["Connection"] = "close"
+            response.fields.append((b"connection", b"close"))
         if response.lasts:
             close_after_answer(request, partial(self._log_lasting, request, request_id, started, response))
         else:
             self._log(request, request_id, started, response, facts=response.facts)
         return response
-
-    async def handle_exception(self, error: Exception) -> NoReturn:
-        """What fails around a handler is answered and logged by the connection: Quart's own answer is a web page."""
-        raise error
 
     async def _handle(self, request: Request) -> Reply:
         if self.access is None:  # no page of another site could send a token
@@ -145,40 +159,44 @@ class App(QuartTrio):
             raise NotFound
         if request.routing_exception is not None:
             raise request.routing_exception
-        if is_stream(request.scope) and request.endpoint != STREAM_ENDPOINT:
+        assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
+        endpoint = request.url_rule.endpoint
+        if request.is_stream and endpoint != STREAM_ENDPOINT:
             raise Problem("unsupported_media_type", "this path takes JSON, not a stream of lines", field="Content-Type")
         admit(self.access, request)
-        assert request.url_rule is not None  # noqa: S101 - for the type checker: there was no routing exception
-        handler: Any = self.view_functions[request.url_rule.endpoint]
+        handler: Any = self.view_functions[endpoint]
         response: Reply = await handler(**(request.view_args or {}))
         return response
 
     def identify(self, request_id: str) -> dict[str, str]:
         """The headers that every answer has, those of the connection itself included; given the X-Request-Id sent."""
-        if not _REQUEST_ID.match(request_id):
-            request_id = f"{self._life}-{next(self._request_numbers)}"
-        return {"X-Request-Id": request_id, "Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
+        return {"X-Request-Id": self._request_id(request_id), **self._every_answer}
+
+    def _request_id(self, sent: str | None) -> str:
+        if sent is not None and _REQUEST_ID.match(sent):
+            return sent
+        return f"{self._life}-{next(self._request_numbers)}"
 
     def _while_draining(self) -> Facts:
         return {"draining": True} if self.draining else {}
 
     async def _log_lasting(self, request: Request, request_id: str, started: float, response: Reply) -> None:
         """Write the line of a request whose answer is made while it is sent: when it has been, or cannot be."""
-        cut = {} if was_sent(request) else {"code": "cut", **self._while_draining()}
+        cut = {} if request.sent else {"code": "cut", **self._while_draining()}
         self._log(request, request_id, started, response, facts={**response.facts, **cut})
 
     def _log(
         self, request: Request, request_id: str, started: float, response: Reply | None = None, *, facts: Facts
     ) -> None:
         """Count a request, and write its one line, and another one if it was slow."""
-        seconds, waited = time.perf_counter() - started, waited_seconds(request)
+        seconds, waited = time.perf_counter() - started, request.waited
         lasted = response is not None and response.lasts
         status = None if response is None else response.status_code
         self.metrics.requests.note(request, status, None if lasted else seconds, facts.get("code"))
         slow = seconds - waited > self.settings.slow_request_seconds and not lasted
         if not slow and not logger.isEnabledFor(logging.INFO):
             return
-        traceparent = traceparent_of(request.scope["headers"])
+        traceparent = traceparent_of(request.scope["headers"]) if b"traceparent" in request.fields else None
         line = {
             "request_id": request_id,
             **({} if traceparent is None else {"trace_id": traceparent.trace_id}),
@@ -189,7 +207,7 @@ class App(QuartTrio):
             "status": status,
             "milliseconds": round(seconds * 1000, 2),
             **({"waited_milliseconds": round(waited * 1000, 2)} if waited and not lasted else {}),
-            **({} if response is None or response.body_bytes is None else {"bytes": response.body_bytes}),
+            **({"bytes": len(response.body)} if response is not None and isinstance(response.body, bytes) else {}),
             **facts,
         }
         logger.info("request", extra={"facts": line})
@@ -198,11 +216,11 @@ class App(QuartTrio):
 
 
 def _answer(problem: Problem) -> Reply:
-    return reply(
+    return Reply(
         problem.body,
         status=problem.status,
         headers=problem.headers,
-        content_type=CONTENT_TYPE,
+        content_type=None,
         facts={"code": problem.code},
     )
 
@@ -233,15 +251,20 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
     Raises:
         Problem: `foreign_host` or `foreign_origin`.
     """
-    host = request.headers.get("Host", "")
-    match = _HOST.match(host)
-    if not any_host and host and not (match and is_loopback((match[1] or match[2]).lower())):
+    host = request.field(b"host") or ""
+    if not any_host and host and not _names_loopback(host):
         raise Problem("foreign_host", f"this server answers to loopback names only, not to {host[:100]}", field="Host")
-    origin = request.headers.get("Origin")
+    origin = request.field(b"origin")
     if origin is not None and _authority(origin, secure=request.scheme == "https") != host.lower():
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Origin")
-    if request.headers.get("Sec-Fetch-Site", "none") not in SAME_ORIGIN:
+    if (request.field(b"sec-fetch-site") or "none") not in SAME_ORIGIN:
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Sec-Fetch-Site")
+
+
+@lru_cache(maxsize=64)  # clients use few names for one server, again and again
+def _names_loopback(host: str) -> bool:
+    match = _HOST.match(host)
+    return match is not None and is_loopback((match[1] or match[2]).lower())
 
 
 def _authority(origin: str, *, secure: bool) -> str | None:

@@ -20,7 +20,6 @@ from typing import Literal, NamedTuple
 import trio
 from hypercorn.typing import HTTPScope, WebsocketScope
 from msgspec.structs import replace
-from quart.wrappers import Request
 
 from queue_actor.access import AccessError, Grant, Keyring, Scope, Secret, is_well_formed
 from queue_actor.commands import Dequeue
@@ -30,6 +29,7 @@ from queue_actor.token_file import read_file, signature_of
 from web.callers import NAME_CHARACTERS_MAX, Caller, forbidden, set_caller, unauthorized
 from web.problems import Problem
 from web.rates import Bucket, Rates, Unit, policy_field, rate_field
+from web.requests import Request
 
 logger = logging.getLogger("web")
 

@@ -7,19 +7,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import trio
-from quart.wrappers import Request
 
 from queue_actor.access import Scope
 from queue_actor.commands import Dequeue, Dequeued
 from queue_actor.engine import Engine
 from web.exchanges import cancelled_by_disconnect
 from web.problems import Problem
+from web.requests import Request
 
 NAME_CHARACTERS_MAX = 100
 """Of the name of a queue that are repeated in a refusal."""
 
 _REALM = 'Bearer realm="queue-actor"'
-_CALLER = "queue_actor.caller"  # where a request keeps who sent it
 
 
 class Caller:
@@ -80,13 +79,13 @@ ANYONE = Caller()
 
 def set_caller(request: Request, caller: Caller) -> None:
     """Note who sent a request."""
-    request.scope["extensions"][_CALLER] = {"caller": caller}
+    request.caller = caller
 
 
 def caller_of(request: Request) -> Caller:
     """Who sent a request that was admitted."""
-    kept: dict[str, Caller] = request.scope["extensions"].get(_CALLER, {})
-    return kept.get("caller", ANYONE)
+    caller = request.caller
+    return caller if isinstance(caller, Caller) else ANYONE
 
 
 async def dequeue_for(request: Request, engine: Engine, command: Dequeue) -> Dequeued:

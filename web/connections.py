@@ -23,6 +23,7 @@ import logging
 import re
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
@@ -40,7 +41,7 @@ from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.utils import parse_socket_addr
 
 from queue_actor.settings import KIB, Settings
-from web.heads import HEAD_BYTES_MAX, is_stream, read_head
+from web.heads import HEAD_BYTES_MAX, PlainRequest, is_stream, keeps_open, read_head, read_plain, write_answer
 from web.problems import Problem
 from web.tls import Certificate, NoHandshake, shake_hands, take_leave
 
@@ -76,6 +77,10 @@ EXTENSION = "web.connections"
 logger = logging.getLogger(__name__)
 
 
+def _new_http() -> h11.Connection:
+    return h11.Connection(h11.SERVER, HEAD_BYTES_MAX)
+
+
 class HungUp(Exception):
     """There is nobody to answer: the client has left, reads nothing, or is one far too many."""
 
@@ -98,6 +103,7 @@ class Connections(EventWrapper):
         self.problems: Counter[str] = Counter()  # codes of answers that were not the application's
         # The headers that every answer has, from the X-Request-Id that was sent; the application's business.
         self.identify: Callable[[str], Mapping[str, str]] = lambda _: {}
+        self._second, self._fields = 0, b""
         # With one, every connection begins with a handshake.
         self.certificate: Certificate | None = None
 
@@ -132,6 +138,14 @@ class Connections(EventWrapper):
         self.refused.discard(connection)
         self.idle.pop(connection, None)
 
+    def fields_of_server(self, config: Config) -> bytes:
+        """The lines of Hypercorn's own fields, `date` above all; made once a second."""
+        second = int(time.time())
+        if second != self._second:
+            lines = [b"%b: %b\r\n" % pair for pair in config.response_headers("h11")]
+            self._second, self._fields = second, b"".join(lines)
+        return self._fields
+
     async def set(self) -> None:
         """Begins the drain: idle connections close, the others and all to come close after one answer."""
         await super().set()
@@ -154,7 +168,7 @@ class Connection:
     plain: trio.abc.Stream = field(init=False)
     certificate: Certificate | None = field(init=False)  # for the handshake that is to come
     opened: float = field(default_factory=trio.current_time)
-    http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER, HEAD_BYTES_MAX))
+    http: h11.Connection = field(default_factory=_new_http)
     client: tuple[str, int] | None = None
     server: tuple[str, int] | None = None
     life: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -176,6 +190,9 @@ class Connection:
     head: asgi.HTTPResponseStartEvent | None = None
     bodiless: bool = False
     begun: bool = False
+    keeps: bool = False  # it is plain that the client goes on after the answer, and that this may have a body
+    answered: bool = False  # wholly, without h11, which knows nothing of it
+    untold: bytes = b""  # the request, if h11 knows nothing of that either
 
     def __post_init__(self) -> None:
         self.context.terminated = self.connections
@@ -216,19 +233,36 @@ class Connection:
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
                 self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
+                self.keeps = self.method != "HEAD" and keeps_open(request)
                 scheme = "http" if self.plain is self.stream else "https"
                 scope = read_head(request, client=self.client, server=self.server, scheme=scheme)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
                 scope["extensions"][EXTENSION] = {"cancel_when_gone": self._cancel_when_gone}
                 stream = self.streaming = is_stream(scope)
-                self.body = None if self.streaming else await self._read_body(request)
+                if (
+                    isinstance(request, PlainRequest)
+                    and not stream
+                    and len(request.body) <= self.connections.settings.request_bytes_max
+                ):
+                    self.body = request.body
+                else:
+                    self._tell_h11(head_only=True)
+                    self.body = None if self.streaming else await self._read_body(request)
                 await self._answer(scope)
-                if self.http.our_state is not h11.DONE:
+                if self.answered and self.untold:
+                    self.untold = b""
+                elif self.answered:  # so a new h11 is told what the client sent ahead
+                    ahead, _ = self.http.trailing_data
+                    self.http = _new_http()
+                    if ahead:
+                        self.http.receive_data(ahead)
+                elif self.http.our_state is not h11.DONE:
                     if stream or self.http.trailing_data[0]:
                         await self._linger()  # for what was sent ahead, a close would take the answer away, too
                     break
-                self.http.start_next_cycle()
-                self.method, self.path, self.request_id, self.begun = "", "", "", False
+                else:
+                    self.http.start_next_cycle()
+                self.method, self.path, self.request_id, self.begun, self.answered = "", "", "", False, False
             if isinstance(self.plain, trio.SSLStream):
                 with trio.move_on_after(SEND_SECONDS), suppress(trio.BrokenResourceError):
                     await take_leave(self.plain)
@@ -271,7 +305,7 @@ class Connection:
             await self._linger()  # it was told why
         raise HungUp
 
-    async def _next_request(self) -> h11.Request | None:
+    async def _next_request(self) -> h11.Request | PlainRequest | None:
         """The next request with its headers complete, or None when it is time to close."""
         deadline = self.opened + FIRST_REQUEST_SECONDS
         if self.served:
@@ -279,6 +313,15 @@ class Connection:
             self.connections.idle[self] = None
         event: object = None
         with trio.CancelScope(deadline=-inf if self.finishing else deadline) as self.wait:
+            if not self.http.trailing_data[0]:
+                data = await self._hear()
+                event = read_plain(data)
+                if event is not None:
+                    self.untold = data
+                    self.connections.idle.pop(self, None)
+                    self.served = True
+                    return event
+                self.http.receive_data(data)
             while (event := self._next_event()) is h11.NEED_DATA:
                 if self in self.connections.idle and self.http.trailing_data[0] and not self.finishing:
                     del self.connections.idle[self]
@@ -292,7 +335,7 @@ class Connection:
             raise Problem("request_timeout", f"The headers were not complete within {FIRST_REQUEST_SECONDS:g} seconds.")
         return None
 
-    async def _read_body(self, request: h11.Request) -> bytes:
+    async def _read_body(self, request: h11.Request | PlainRequest) -> bytes:
         """The body, whole.
 
         Raises:
@@ -335,7 +378,15 @@ class Connection:
             raise Problem("internal", "The server failed to answer; its log says why.") from error
 
     def _unanswered(self) -> bool:
-        return self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
+        return not self.answered and (bool(self.untold) or self.http.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY})
+
+    def _tell_h11(self, *, head_only: bool = False) -> None:
+        """Lets h11 know of the request under way, if it does not: what follows is not plain."""
+        if self.untold:
+            self.http.receive_data(self.untold)
+            self.untold = b""
+            while not isinstance(self.http.next_event(), h11.Request if head_only else h11.EndOfMessage):
+                pass
 
     async def _receive(self) -> asgi.ASGIReceiveEvent:
         """The application's `receive`: the body, whole, and after that the end of the client."""
@@ -369,6 +420,7 @@ class Connection:
 
     async def _listen(self) -> None:
         """Until the client closes its side or resets, or has its whole answer."""
+        self._tell_h11()
         while self._unanswered() and not self.gone:
             # What a client sends ahead is kept, but not without bound: from here on nobody listens to this one.
             if len(self.http.trailing_data[0]) > HEAD_BYTES_MAX:
@@ -393,6 +445,12 @@ class Connection:
             self.head = message
             if any(name.lower() == b"content-length" for name, _ in message["headers"]):
                 return
+        elif self.head is not None and (data := self._plain_answer(self.head, message)):
+            self.head = None
+            self.begun = self.answered = True
+            await self._write(data)
+            return
+        self._tell_h11()
         if self.head is not None:
             if self.streaming and self.http.they_are_waiting_for_100_continue and self.head["status"] == HTTPStatus.OK:
                 # The answer begins before the body is read. RFC 9110, section 10.1.1: a final status alone would say
@@ -408,6 +466,13 @@ class Connection:
         if data := b"".join(pieces):
             self.begun = True
             await self._write(data)
+
+    def _plain_answer(self, head: asgi.HTTPResponseStartEvent, message: asgi.ASGISendEvent) -> bytes | None:
+        """A whole answer after which the connection goes on, without h11; None if it is anything else."""
+        if not self.keeps or self.finishing or self.streaming or message.get("more_body", False):
+            return None
+        fields, body = list(head["headers"]), message.get("body", b"")
+        return write_answer(head["status"], fields, self.connections.fields_of_server(self.config), body)  # type: ignore[arg-type] # the body of an http.response.body
 
     def _response(self, head: asgi.HTTPResponseStartEvent) -> h11.Response:
         headers = [*head["headers"], *self.config.response_headers("h11")]
@@ -459,6 +524,10 @@ class Connection:
 
     async def _feed(self) -> None:
         """Waits for more from the client, and hands it to h11."""
+        self.http.receive_data(await self._hear())
+
+    async def _hear(self) -> bytes:
+        """Waits for more from the client."""
         data = b""
         with suppress(trio.BrokenResourceError):
             data = bytes(await self.plain.receive_some(READ_BYTES))
@@ -466,7 +535,7 @@ class Connection:
             self.gone = True
             raise HungUp
         self.connections.received_bytes += len(data)
-        self.http.receive_data(data)
+        return data
 
     async def _write(self, data: bytes) -> None:
         """Sends all of it, for as long as the client goes on reading."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from quart import Blueprint, request
+from quart import Blueprint
 from werkzeug.routing import Map
 
 from queue_actor.settings import Settings
 from web.openapi import Route, document
 from web.page import page
 from web.replies import JSON, Reply, reply
+from web.requests import asked
 
 STYLE = Path(__file__).parent / "static" / "docs.css"
 
@@ -85,7 +86,7 @@ def _handler(content: Callable[[], Rendered], content_type: str) -> Callable[...
         body, etag = content()
         # It may be kept, and is asked for again each time: another start may have other settings.
         headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
-        if request.if_none_match.contains_weak(etag):
+        if asked().if_none_match.contains_weak(etag):
             return reply(b"", status=HTTPStatus.NOT_MODIFIED, headers=headers)
         if content_type.startswith("text/html"):
             headers["Content-Security-Policy"] = POLICY

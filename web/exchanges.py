@@ -6,18 +6,20 @@ idle timer. Here the body is read before the handler runs, and only a handler th
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from time import perf_counter
-from typing import Any
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart.wrappers import Request, Response
+from quart.typing import ResponseTypes
+from quart.wrappers import Request as AnyRequest
+from quart.wrappers import Response
 from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 from web.connections import EXTENSION
-from web.heads import is_stream
+from web.replies import Reply
+from web.requests import Request
 
 
 class Exchange(TrioASGIHTTPConnection):
@@ -29,41 +31,45 @@ class Exchange(TrioASGIHTTPConnection):
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """The application's part of ASGI: returns when the answer is sent, or the client gone."""
-        request = self._create_request_from_scope(send)
+        request = Request(self.scope)
         try:
-            await self._exchange(request, receive, send)
+            if request.is_stream:
+                request.receive = receive
+            else:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                request.whole = message.get("body", b"")
+                while message.get("more_body", False):
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return
+                    request.whole += message.get("body", b"")
+            await self._tell(request, send, await self.app.handle_request(request))
         finally:
-            for close in _closings(request):
-                await close()
+            if "closings" in vars(request):
+                for close in request.closings:
+                    await close()
 
-    async def _exchange(self, request: Request, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        if is_stream(self.scope):
-            self.scope["extensions"].setdefault(EXTENSION, {})["receive"] = receive
-            await self._send_response(send, await self.app.handle_request(request))
-            _extension(request)["sent"] = True
+    async def _tell(self, request: Request, send: ASGISendCallable, answer: ResponseTypes) -> None:
+        """Send the answer; if it is made meanwhile, only while its client is there."""
+        if isinstance(answer, Reply) and isinstance(answer.body, bytes):
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.fields})
+            await send({"type": "http.response.body", "body": answer.body, "more_body": False})
             return
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            request.body.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        request.body.set_complete()
-        response = await self.app.handle_request(request)
-        if isinstance(response, Response) and not isinstance(response.response, DataBody):
-            async with cancelled_by_disconnect(request):
-                await self._send_response(send, response)
-            _extension(request)["sent"] = True
-        else:
-            await self._send_response(send, response)
+        lasts = isinstance(answer, Response) and not isinstance(answer.response, DataBody)
+        # Who still sends his body cannot be listened to.
+        async with cancelled_by_disconnect(request) if lasts and not request.is_stream else nullcontext():
+            await self._send_response(send, answer)
+        request.sent = True
 
 
 class BodyStream:
     """The body of a stream, piece by piece as it is asked for: what is not asked for is not read."""
 
     def __init__(self, request: Request) -> None:
-        self._receive: ASGIReceiveCallable = request.scope["extensions"][EXTENSION]["receive"]
+        assert request.receive is not None  # noqa: S101 - for the type checker: the request is a stream
+        self._receive = request.receive
         self._more = True
 
     async def piece(self) -> bytes | None:
@@ -83,38 +89,17 @@ class BodyStream:
 
 def close_after_answer(request: Request, close: Callable[[], Awaitable[None]]) -> None:
     """Have something closed when the answer is sent, or cannot be, the last first; it sees to it that it ends."""
-    _extension(request).setdefault("closings", []).insert(0, close)
-
-
-def _closings(request: Request) -> list[Callable[[], Awaitable[None]]]:
-    closings: list[Callable[[], Awaitable[None]]] = request.scope["extensions"].get(EXTENSION, {}).get("closings", [])
-    return closings
-
-
-def _extension(request: Request) -> dict[str, Any]:
-    return request.scope["extensions"].setdefault(EXTENSION, {})
-
-
-def was_sent(request: Request) -> bool:
-    """Of an answer that is made while it is sent: whether all of it has been."""
-    return "sent" in _extension(request)
-
-
-def waited_seconds(request: Request) -> float:
-    """How long the handler has waited, in blocks of `cancelled_by_disconnect`."""
-    seconds: float = _extension(request).get("waited", 0.0)
-    return seconds
+    request.closings.insert(0, close)
 
 
 @asynccontextmanager
-async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
+async def cancelled_by_disconnect(request: AnyRequest) -> AsyncIterator[None]:
     """Cancels the handler, not only the block, when the client closes its side or resets the connection in the block.
 
     A half-closed connection counts as closed, so a client that waits must keep its sending side open. One that sends
     16 KiB of further requests ahead is not listened to any more. Such blocks do not nest: one task listens at a time.
     """
-    extension = _extension(request)
-    cancel_when_gone = extension.get("cancel_when_gone", trio.sleep_forever)
+    cancel_when_gone = request.scope["extensions"].get(EXTENSION, {}).get("cancel_when_gone", trio.sleep_forever)
     began = perf_counter()
     try:
         async with trio.open_nursery() as nursery:
@@ -127,4 +112,5 @@ async def cancelled_by_disconnect(request: Request) -> AsyncIterator[None]:
         # The nursery is nobody's business: the block raises what it raised, not a group of one.
         raise group.exceptions[0] from None
     finally:
-        extension["waited"] = extension.get("waited", 0.0) + perf_counter() - began
+        if isinstance(request, Request):
+            request.waited += perf_counter() - began

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import defstruct
-from quart import Blueprint, request
+from quart import Blueprint
 
 from queue_actor.access import Scope
 from queue_actor.commands import (
@@ -26,6 +26,7 @@ from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.jobs import Job
 from queue_actor.settings import Settings
+from web import batches
 from web.audit import audit
 from web.bodies import (
     Body,
@@ -41,17 +42,16 @@ from web.bodies import (
     check_batch,
 )
 from web.callers import caller_of, dequeue_for, forbidden
-from web.exchanges import BodyStream
 from web.fields import BATCH
 from web.filters import ReleaseManyBody
-from web.heads import is_stream
 from web.problems import Problem
 from web.queues import bulk
 from web.replies import Reply, reply
-from web.schemas import body_of_request, decode, idempotency_key, job_id, queue_name, refuse_query
+from web.requests import asked
+from web.schemas import body_of, decode, job_id, key_of, queue_name, refuse_query
 from web.streams import enqueue_stream
 from web.traceparent import traced
-from web.views import ResultsView, ResultView, dequeued_view, enqueued_view, error_view, leases_view, result_view
+from web.views import result_view
 
 VERBS: dict[str, tuple[type[ClaimBody], Callable[[Sequence[Any]], Command[Results]]]] = {
     "conclude": (ConcludeBody, Conclude),
@@ -121,7 +121,7 @@ class Holders:
 
     async def dequeue(self, command: Dequeue) -> Dequeued:
         """Carry out a dequeue; see `dequeue_for`."""
-        return await dequeue_for(request, self.engine, command)
+        return await dequeue_for(asked(), self.engine, command)
 
     def ride(self, body: Any, data: bytes, queue: str | None) -> Dequeue | None:
         """The dequeue that came with another verb, if one did. To be called before the verb is carried out.
@@ -130,9 +130,10 @@ class Holders:
             Problem: It is out of bounds, or its key is, or it is not allowed.
         """
         wanted: DequeueNextBody | None = getattr(body, "dequeue", None)
-        key = idempotency_key(
-            request.headers, data, request.path, caller_of(request).name
-        )  # looked at even if there is nothing to repeat
+        request = asked()
+        key = key_of(
+            request, data, request.path, caller_of(request).name
+        )  # looked at even if nothing is to be repeated
         if wanted is None:
             return None
         try:
@@ -156,7 +157,7 @@ class Holders:
         self, claims: Sequence[Claim], make: Callable[[Sequence[Any]], Command[Results]]
     ) -> list[Job | QueueError | Problem]:
         """Carry out a verb on those of many jobs that the caller may conclude; the others are `forbidden`."""
-        caller = caller_of(request)
+        caller = caller_of(asked())
         queues = {claim.queue for claim in claims}
         allowed = {queue for queue in queues if caller.may(Scope.CONSUME, queue)}
         if allowed == queues:
@@ -200,19 +201,20 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.post("/queues/<queue>/enqueue")
     async def enqueue(queue: str) -> Reply:
+        request = asked()
         refuse_query(request)
         name = queue_name(queue)
-        if is_stream(request.scope):
-            return enqueue_stream(engine, settings, name, BodyStream(request))
-        data = await body_of_request()
-        new = traced(decode(ENQUEUE, data).new_jobs(settings), request.scope["headers"])
+        if request.is_stream:
+            return enqueue_stream(engine, settings, name, request)
+        data = body_of(request)
+        new = traced(batches.new_jobs(data, settings), request.scope["headers"])
         caller_of(request).admit_jobs(len(new))
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
+        key = key_of(request, data, request.path, caller_of(request).name)
         enqueued = await engine.execute(Enqueue(name, new, key))
         ids = [job.id for job in enqueued.jobs[:IDS_LOGGED] if not isinstance(job, QueueError)]
         facts = {"queue": name, "jobs": len(enqueued.jobs), "ids": ids}
         return reply(
-            _encode(enqueued_view(enqueued.jobs)),
+            batches.enqueued(enqueued.jobs),
             headers={"Queue-Durability": engine.durability},
             facts=facts,
             jobs=new,
@@ -220,19 +222,21 @@ def job_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.post("/queues/<queue>/dequeue")
     async def dequeue(queue: str) -> Reply:
+        request = asked()
         refuse_query(request)
-        name, data = queue_name(queue), await body_of_request()
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
+        name, data = queue_name(queue), body_of(request)
+        key = key_of(request, data, request.path, caller_of(request).name)
         command = decode(DEQUEUE, data).dequeue(name, settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
     @routes.post("/dequeue")
     async def dequeue_several() -> Reply:
+        request = asked()
         refuse_query(request)
-        data = await body_of_request()
+        data = body_of(request)
         body = decode(DEQUEUE_MANY, data)
         require_all(body.source(), "queues")
-        key = idempotency_key(request.headers, data, request.path, caller_of(request).name)
+        key = key_of(request, data, request.path, caller_of(request).name)
         command = body.dequeue(body.source(), settings, key=key)
         return show_leases(command, await holders.dequeue(command))
 
@@ -250,7 +254,7 @@ def require_all(source: str | tuple[str, ...], field: str) -> None:
         Problem: `forbidden`.
     """
     names = (source,) if isinstance(source, str) else source
-    caller_of(request).require(Scope.CONSUME, *names, field=field)
+    caller_of(asked()).require(Scope.CONSUME, *names, field=field)
 
 
 def one(holders: Holders, verb: str) -> Callable[..., Any]:
@@ -258,8 +262,9 @@ def one(holders: Holders, verb: str) -> Callable[..., Any]:
     make = VERBS[verb][1]
 
     async def handler(queue: str, id_: str) -> Reply:
+        request = asked()
         refuse_query(request)
-        name, number, data = queue_name(queue), job_id(id_), await body_of_request()
+        name, number, data = queue_name(queue), job_id(id_), body_of(request)
         body: Any = decode(ONE[verb], data)
         body.check_path(name, number)
         if body.token is None:
@@ -285,9 +290,10 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
     make = VERBS[verb][1]
 
     async def handler(queue: str | None = None) -> Reply:
+        request = asked()
         refuse_query(request)
-        name, data = None if queue is None else queue_name(queue), await body_of_request()
-        body: Any
+        name, data = None if queue is None else queue_name(queue), body_of(request)
+        body: Any = None
         if verb == "release" and name is not None:
             body = decode(RELEASE_MANY, data)
             body.check()
@@ -295,35 +301,21 @@ def many(holders: Holders, verb: str) -> Callable[..., Any]:
             if body.jobs is None:
                 holders.ride(body, data, name)  # nothing rides; a key that is wrong is told all the same
                 return await bulk(holders.engine, name, BulkVerb.RELEASE, body)
+        plain = batches.plain_claims(data, name, holders.settings) if verb == "conclude" and name is not None else None
+        if plain is not None:
+            body, claims = plain
         else:
-            body = decode(MANY[verb], data)
-        claims, ride = holders.claims(body.jobs, name), holders.ride(body, data, name)
+            body = body or decode(MANY[verb], data)
+            claims = holders.claims(body.jobs, name)
+        ride = holders.ride(body, data, name)
         results = await holders.carry_out(claims, make)
         dequeued = await holders.dequeue_next(ride)
-        view = results_view(claims, results, extended=verb == "extend", dequeued=dequeued)
+        text, errors = batches.results(claims, results, extended=verb == "extend", dequeued=dequeued)
         ids = [claim.id for claim in claims[:IDS_LOGGED]]
-        facts = {"queue": name, "jobs": len(claims), "ids": ids, "errors": view.errors}
-        return reply(_encode(view), headers=NOT_STORED if ride else None, facts=facts, jobs=results)
+        facts = {"queue": name, "jobs": len(claims), "ids": ids, "errors": errors}
+        return reply(text, headers=NOT_STORED if ride else None, facts=facts, jobs=results)
 
     return handler
-
-
-def results_view(
-    claims: Sequence[Claim],
-    results: Sequence[Job | QueueError | Problem],
-    *,
-    extended: bool,
-    dequeued: Dequeued | QueueError | Problem | None,
-) -> ResultsView:
-    """The answer to a verb for many jobs."""
-    views = [
-        ResultView(id=claim.id, queue=claim.queue, error=error_view(result))
-        if isinstance(result, QueueError | Problem)
-        else result_view(result, extended=extended)
-        for claim, result in zip(claims, results, strict=True)
-    ]
-    errors = sum(isinstance(result, QueueError | Problem) for result in results)
-    return ResultsView(views, errors, dequeued_view(dequeued))
 
 
 def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
@@ -335,4 +327,4 @@ def show_leases(command: Dequeue, dequeued: Dequeued) -> Reply:
         "ids": [lease.job.id for lease in dequeued.leases[:IDS_LOGGED]],
     }
     jobs = [lease.job for lease in dequeued.leases]
-    return reply(_encode(leases_view(dequeued.leases)), headers=NOT_STORED, facts=facts, jobs=jobs)
+    return reply(batches.leases(dequeued.leases), headers=NOT_STORED, facts=facts, jobs=jobs)

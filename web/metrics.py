@@ -20,7 +20,6 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
-from quart.wrappers import Request
 
 from queue_actor.commands import Measure
 from queue_actor.engine import Engine
@@ -30,6 +29,7 @@ from queue_actor.meters import JOB_SECONDS, WORK_SECONDS, Histogram
 from queue_actor.settings import Settings
 from web.connections import Connections
 from web.problems import PROBLEMS
+from web.requests import Request
 from web.series import RequestFigures, Snapshot, families
 
 OTHER = "_other"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import msgspec
-from quart import Blueprint, request
+from quart import Blueprint
 from quart.blueprints import BlueprintSetupState
 
 from queue_actor.engine import Engine, StoreStatistics
@@ -13,6 +13,7 @@ from web.exchanges import close_after_answer
 from web.metrics import Metrics
 from web.problems import Problem
 from web.replies import Reply, reply
+from web.requests import asked
 from web.schemas import refuse_query
 
 Condition = Literal["starting", "ready", "draining"]
@@ -50,14 +51,14 @@ def ops_routes(engine: Engine, condition: Callable[[], Condition], metrics: Metr
     @routes.get("/metrics")
     async def monitor() -> Reply:
         """Figures for Prometheus, also while the server starts or ends."""
-        accept = request.headers.get("Accept", "")
+        accept = asked().headers.get("Accept", "")
         body, content_type = await metrics.render(accept, ready=condition() == "ready")
         return reply(body, headers={"Cache-Control": "no-store", "Vary": "Accept"}, content_type=content_type)
 
     @routes.get("/v1/statistics")
     async def statistics() -> Reply:
         """Figures of this moment, also while the server starts or ends."""
-        refuse_query(request)
+        refuse_query(asked())
         now, store = engine.statistics(), engine.store_statistics()
         view = StatisticsView(engine.instance, engine.durability, now.inbox_requests, now.waiters, store)
         return reply(msgspec.json.encode(view), headers={"Cache-Control": "no-store"})
@@ -65,11 +66,11 @@ def ops_routes(engine: Engine, condition: Callable[[], Condition], metrics: Metr
     @routes.get("/v1/backup")
     async def backup() -> Reply:
         """A copy of the store's file, piece by piece."""
-        refuse_query(request)
+        refuse_query(asked())
         copy = await engine.backup()
-        close_after_answer(request, copy.aclose)
+        close_after_answer(asked(), copy.aclose)
         audit("backup", file_bytes=copy.file_bytes)
-        answer = Reply(
+        return Reply(
             copy.pieces(),
             headers={
                 "Content-Length": str(copy.file_bytes),
@@ -77,10 +78,8 @@ def ops_routes(engine: Engine, condition: Callable[[], Condition], metrics: Metr
                 "Cache-Control": "no-store",
             },
             content_type="application/vnd.sqlite3",
+            facts={"file_bytes": copy.file_bytes},
         )
-        answer.timeout = None
-        answer.facts = {"file_bytes": copy.file_bytes}
-        return answer
 
     @routes.record
     def without_head(state: BlueprintSetupState) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
-from quart import Blueprint, request
+from quart import Blueprint
 
 from queue_actor.commands import (
     Bulk,
@@ -33,8 +33,9 @@ from web.callers import caller_of
 from web.exchanges import cancelled_by_disconnect
 from web.filters import FilterBody, PurgeBody, RedriveBody
 from web.replies import Reply, reply
+from web.requests import asked
 from web.schemas import (
-    body_of_request,
+    body_of,
     decode,
     filter_of_query,
     job_id,
@@ -95,13 +96,13 @@ class Desk:
 
     async def list_queues(self) -> Reply:
         """Queues by name."""
-        refuse_query(request, "prefix", "cursor", "limit")
-        query = request.args
+        refuse_query(asked(), "prefix", "cursor", "limit")
+        query = asked().args
         command = ListQueues(
             "" if "prefix" not in query else queue_name(query["prefix"], "prefix"),
             "" if "cursor" not in query else queue_name(query["cursor"], "cursor"),
             limited(query.get("limit"), PAGE, PAGE_MAX, "limit"),
-            caller_of(request).patterns,
+            caller_of(asked()).patterns,
         )
         found = await self.engine.execute(command)
         documents = [queue_document(view, self.engine.waiting(view.name)) for view in found.queues]
@@ -109,14 +110,14 @@ class Desk:
 
     async def read_queue(self, queue: str) -> Reply:
         """A queue in figures; one that does not exist reads as empty."""
-        refuse_query(request)
+        refuse_query(asked())
         return self._show(await self.engine.execute(ReadQueue(queue_name(queue))))
 
     async def put_queue(self, queue: str) -> Reply:
         """Give a queue its policy."""
-        refuse_query(request)
+        refuse_query(asked())
         name = queue_name(queue)
-        body = decode(POLICY, await body_of_request())
+        body = decode(POLICY, body_of(asked()))
         policy = body.policy(first_policy(name), self.settings)
         paused = None if body.paused is UNSET else body.paused
         view = await self.engine.execute(SetPolicy(name, policy, paused))
@@ -125,9 +126,9 @@ class Desk:
 
     async def delete_queue(self, queue: str) -> Reply:
         """Delete a queue that holds no unfinished jobs."""
-        refuse_query(request)
+        refuse_query(asked())
         name = queue_name(queue)
-        decode(NOTHING, await body_of_request())
+        decode(NOTHING, body_of(asked()))
         counts = (await self.engine.execute(ReadQueue(name))).counts
         if any(counts.values()) and not any(counts[state] for state in JobState if state not in FINISHED):
             await carry_out(self.engine, Bulk(name, BulkVerb.PURGE, JobFilter(FINISHED)))
@@ -144,28 +145,28 @@ class Desk:
         return await self._set_paused(queue_name(queue), paused=False)
 
     async def _set_paused(self, name: str, *, paused: bool) -> Reply:
-        refuse_query(request)
-        decode(NOTHING, await body_of_request())
+        refuse_query(asked())
+        decode(NOTHING, body_of(asked()))
         view = await self.engine.execute(Pause(name, paused))
         audit("pause" if paused else "resume", queue=name)
         return self._show(view)
 
     async def purge(self, queue: str) -> Reply:
         """Forget all jobs that match, but those in progress."""
-        refuse_query(request)
-        body = decode(PURGE, await body_of_request())
+        refuse_query(asked())
+        body = decode(PURGE, body_of(asked()))
         return await bulk(self.engine, queue, BulkVerb.PURGE, body)
 
     async def redrive(self, queue: str) -> Reply:
         """Queue all dead or cancelled jobs that match again."""
-        refuse_query(request)
-        body = decode(REDRIVE, await body_of_request())
+        refuse_query(asked())
+        body = decode(REDRIVE, body_of(asked()))
         return await bulk(self.engine, queue, BulkVerb.REDRIVE, body, per_second=body.per_second)
 
     async def search(self, queue: str) -> Reply:
         """A page of the jobs that match."""
-        refuse_query(request, "state", "type", "consumer", "error", "since", "order", "limit", "cursor", "include")
-        query = request.args
+        refuse_query(asked(), "state", "type", "consumer", "error", "since", "order", "limit", "cursor", "include")
+        query = asked().args
         command = Search(
             queue_name(queue),
             where=filter_of_query(query),
@@ -180,12 +181,12 @@ class Desk:
 
     async def read_job(self, queue: str, id_: str) -> Reply:
         """A job with its history; or wait for its end."""
-        refuse_query(request, "wait_seconds")
-        wait = wait_seconds(request.args.get("wait_seconds"), self.settings, "wait_seconds")
+        refuse_query(asked(), "wait_seconds")
+        wait = wait_seconds(asked().args.get("wait_seconds"), self.settings, "wait_seconds")
         command = ReadJob(queue_name(queue), job_id(id_), wait)
         if wait > 0:
-            async with cancelled_by_disconnect(request):
-                with caller_of(request).while_valid() as scope:
+            async with cancelled_by_disconnect(asked()):
+                with caller_of(asked()).while_valid() as scope:
                     job = await self.engine.execute(command)
                 if scope.cancelled_caught:  # as if the wait had run out
                     job = await self.engine.execute(ReadJob(command.queue, command.id))
@@ -212,9 +213,9 @@ class Desk:
         return await self._by_id("run", RunNow, queue, id_)
 
     async def _by_id(self, verb: str, command: Any, queue: str, id_: str) -> Reply:
-        refuse_query(request)
+        refuse_query(asked())
         name, number = queue_name(queue), job_id(id_)
-        decode(NOTHING, await body_of_request())
+        decode(NOTHING, body_of(asked()))
         job = (await self.engine.execute(command(name, [number]))).single()
         audit(verb, queue=name, job=number)
         return reply(_encode(result_view(job)), facts={"queue": name, "job": number, "state": job.state})

@@ -9,8 +9,6 @@ from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from quart import request
-from quart.wrappers import Request
 from werkzeug.datastructures import Headers, MultiDict
 
 from queue_actor.commands import IdempotencyKey, JobFilter
@@ -18,13 +16,15 @@ from queue_actor.jobs import FINISHED, JobState
 from queue_actor.settings import Settings
 from queue_actor.tokens import FENCE_MAX
 from web.problems import Problem
+from web.requests import Request
 
 T = TypeVar("T")
 
 # `\Z` and not `$`, which would let a line feed through at the end.
 NO_CONTROLS = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 QUEUE_NAME = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}\Z"
-Type = Annotated[str, Meta(min_length=1, max_length=200, pattern=NO_CONTROLS)]
+TYPE_CHARACTERS_MAX = 200
+Type = Annotated[str, Meta(min_length=1, max_length=TYPE_CHARACTERS_MAX, pattern=NO_CONTROLS)]
 CONSUMER_CHARACTERS_MAX = 200
 TEXT_CHARACTERS_MAX = 200
 KEY_CHARACTERS_MAX = 200
@@ -163,6 +163,8 @@ def refuse_query(request: Request, *known: str) -> None:
     Raises:
         Problem: `invalid`.
     """
+    if not request.query_string:
+        return
     for name, values in request.args.lists():
         if name not in known:
             raise Problem("invalid", "there is no such query parameter here", field=name[:REPEATED_CHARACTERS_MAX])
@@ -318,6 +320,13 @@ def moment(text: str, field: str) -> float:
     return at.timestamp()
 
 
-async def body_of_request() -> bytes:
+def body_of(request: Request) -> bytes:
     """The body, as it came; none at all is an empty object."""
-    return await request.get_data(cache=False, as_text=False, parse_form_data=False) or b"{}"
+    return request.whole or b"{}"
+
+
+def key_of(request: Request, body: bytes, route: str, who: str | None) -> IdempotencyKey | None:
+    """The `idempotency_key` of a request."""
+    if b"idempotency-key" not in request.fields:
+        return None
+    return idempotency_key(request.headers, body, route, who)

@@ -4,7 +4,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from quart import Blueprint, request
+from quart import Blueprint
 from quart.blueprints import BlueprintSetupState
 from werkzeug.routing import BaseConverter
 
@@ -15,13 +15,15 @@ from queue_actor.settings import Settings
 from web.callers import caller_of, dequeue_for
 from web.problems import Problem
 from web.replies import Reply, reply
+from web.requests import Request, asked
 from web.schemas import (
+    CONSUMER_HEADERS,
     SimpleEnqueueBody,
     consumer,
     decode,
     empty_status,
-    idempotency_key,
     job_id,
+    key_of,
     new_payload,
     parameter,
     simple_job,
@@ -31,6 +33,8 @@ from web.traceparent import traced
 from web.views import timestamp
 
 QUEUE = "default"
+
+_NAMING_CONSUMERS = frozenset(name.lower().encode() for name in CONSUMER_HEADERS)
 
 _ENQUEUE_BODY = msgspec.json.Decoder(SimpleEnqueueBody)
 
@@ -48,7 +52,8 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.route("/enqueue", methods=["POST", "PUT"])
     async def enqueue() -> Reply:
-        data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        request = asked()
+        data = request.whole
         body = decode(_ENQUEUE_BODY, data)
         new = NewJob(body.type, new_payload(body.payload, settings, field="Payload"))
         caller = caller_of(request)
@@ -56,7 +61,7 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
         command = Enqueue(
             QUEUE,
             traced([new], request.scope["headers"]),
-            idempotency_key(request.headers, data, "/jobs/enqueue", caller.name),
+            key_of(request, data, "/jobs/enqueue", caller.name),
         )
         (job,) = (await engine.execute(command)).jobs
         assert isinstance(job, EnqueuedJob)  # noqa: S101 - for the type checker: only a unique key could be refused
@@ -66,12 +71,16 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.route("/dequeue", methods=["GET", "POST"])
     async def dequeue() -> Reply:
-        empty = empty_status(parameter(request.args, "empty"))
+        request = asked()
+        empty, wait = int(HTTPStatus.NOT_FOUND), 0.0
+        if request.query_string:
+            empty = empty_status(parameter(request.args, "empty"))
+            wait = wait_seconds(parameter(request.args, "wait"), settings)
         command = Dequeue(
             QUEUE,
-            consumer=consumer(request.headers),
-            wait_seconds=wait_seconds(parameter(request.args, "wait"), settings),
-            key=idempotency_key(request.headers, request.query_string, "/jobs/dequeue", caller_of(request).name),
+            consumer=_consumer(request),
+            wait_seconds=wait,
+            key=key_of(request, request.query_string, "/jobs/dequeue", caller_of(request).name),
         )
         dequeued = await dequeue_for(request, engine, command)
         if dequeued.leases:
@@ -82,7 +91,8 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
 
     @routes.route("/<job:id_>/conclude", methods=["POST", "PUT", "PATCH"])
     async def conclude(id_: str) -> Reply:
-        claim = Claim(QUEUE, job_id(id_), request.headers.get("Queue-Lease-Token"), consumer(request.headers))
+        request = asked()
+        claim = Claim(QUEUE, job_id(id_), request.field(b"queue-lease-token"), _consumer(request))
         return show_job((await engine.execute(Conclude([claim]))).single())
 
     @routes.get("/<job:id_>")
@@ -96,6 +106,10 @@ def simple_routes(engine: Engine, settings: Settings) -> Blueprint:
             (rule.methods or set()).discard("HEAD")
 
     return routes
+
+
+def _consumer(request: Request) -> str | None:
+    return consumer(request.headers) if _NAMING_CONSUMERS & request.fields.keys() else None
 
 
 def show(

@@ -25,14 +25,14 @@ from opentelemetry.trace import (
     TraceFlags,
     set_span_in_context,
 )
-from quart.wrappers import Request
 
 from queue_actor.commands import NewJob
 from queue_actor.errors import QueueError
 from queue_actor.jobs import Job
-from web.exchanges import close_after_answer, was_sent
+from web.exchanges import close_after_answer
 from web.problems import Problem
 from web.replies import Reply
+from web.requests import Request
 from web.traceparent import Traceparent, read_traceparent, traceparent_of
 
 FLUSH_SECONDS = 0.5
@@ -77,7 +77,7 @@ class Spans:
         return answer
 
     async def _ended(self, request: Request, verb: str, began: int, answer: Reply) -> None:
-        self._note(request, verb, began, answer, answer.facts.get("code") if was_sent(request) else "cut")
+        self._note(request, verb, began, answer, answer.facts.get("code") if request.sent else "cut")
 
     def _refused(self, request: Request, verb: str, began: int, error: BaseException) -> None:
         code = error.code if isinstance(error, Problem | QueueError) else type(error).__name__

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import trio
-from quart import request
 
 from queue_actor.commands import Enqueue, NewJob
 from queue_actor.engine import Engine
@@ -21,6 +20,7 @@ from web.callers import Caller, caller_of
 from web.exchanges import BodyStream
 from web.problems import Problem
 from web.replies import Reply
+from web.requests import Request
 from web.schemas import decode
 from web.traceparent import traced
 from web.views import ErrorView, error_view
@@ -53,19 +53,19 @@ class ChunkView(msgspec.Struct, frozen=True, omit_defaults=True):
     error: ErrorView | None = None  # nothing of this chunk, and of what follows it, is enqueued
 
 
-def enqueue_stream(engine: Engine, settings: Settings, queue: str, body: BodyStream) -> Reply:
+def enqueue_stream(engine: Engine, settings: Settings, queue: str, request: Request) -> Reply:
     """The answer to an enqueue of lines; it is made while the lines come."""
-    if "Idempotency-Key" in request.headers:
+    if b"idempotency-key" in request.fields:
         raise Problem(
             "invalid", "a stream cannot be repeated under a key: give its jobs unique keys", field="Idempotency-Key"
         )
     chunks = Chunks(engine, settings, queue, caller_of(request), request.scope["headers"])
-    answer = Reply(
-        chunks.answers(body), headers={"Queue-Durability": engine.durability}, content_type="application/x-ndjson"
+    return Reply(
+        chunks.answers(BodyStream(request)),
+        headers={"Queue-Durability": engine.durability},
+        content_type="application/x-ndjson",
+        facts=chunks.facts,
     )
-    answer.timeout = None
-    answer.facts = chunks.facts
-    return answer
 
 
 class Chunks:

@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from quart.wrappers import Request
-
 from queue_actor.settings import PREFIX, SettingError, Settings
 from web.replies import Reply
+from web.requests import Request
 
 
 class Tracing(Protocol):

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from queue_actor.commands import Dequeued, EnqueuedJob, Lease, QueueView
+from queue_actor.commands import Claim, Dequeued, EnqueuedJob, Lease, QueueView
 from queue_actor.errors import QueueError
 from queue_actor.jobs import Attempt, DeathReason, Job, JobError, JobState, Outcome, QueuePolicy
 from web.problems import Problem
@@ -187,6 +187,19 @@ def enqueued_view(jobs: Sequence[EnqueuedJob | QueueError]) -> ResultsView:
         for job in jobs
     ]
     return ResultsView(views, sum(isinstance(job, QueueError) for job in jobs))
+
+
+def results_view(
+    claims: Sequence[Claim], results: Sequence[Job | QueueError | Problem], *, extended: bool
+) -> ResultsView:
+    """The answer to a verb for many jobs, but for what is dequeued with it."""
+    views = [
+        ResultView(id=claim.id, queue=claim.queue, error=error_view(result))
+        if isinstance(result, QueueError | Problem)
+        else result_view(result, extended=extended)
+        for claim, result in zip(claims, results, strict=True)
+    ]
+    return ResultsView(views, sum(isinstance(result, QueueError | Problem) for result in results))
 
 
 def leases_view(leases: Sequence[Lease]) -> JobsView:

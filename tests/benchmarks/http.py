@@ -61,6 +61,19 @@ def batches(size: int, _client: int) -> Generator[bytes, Answer, None]:
         yield post("conclude", msgspec.json.encode({"jobs": claims}))
 
 
+def batches_in_two(size: int, client: int) -> Generator[bytes, Answer, None]:
+    """The same in two requests: what is concluded carries the next dequeue."""
+    lives = batches(size, client)
+    enqueue = next(lives)
+    answer = yield enqueue
+    conclude = lives.send((yield lives.send(answer)))
+    while True:
+        yield enqueue
+        answer = yield post("conclude", conclude.partition(b"\r\n\r\n")[2][:-1] + b',"dequeue":{"count":%d}}' % size)
+        claims = [{"id": job.id, "token": job.lease.token} for job in NEXT_JOBS.decode(answer.body).dequeued.jobs]
+        conclude = post("conclude", msgspec.json.encode({"jobs": claims}))
+
+
 def post(verb: str, body: bytes) -> bytes:
     """A request to a verb of `/v1`."""
     head = f"POST /v1/queues/images/{verb} HTTP/1.1\r\n{HEAD}Content-Length: {len(body)}\r\n\r\n"
@@ -86,7 +99,14 @@ class JobsSeen(msgspec.Struct):
     jobs: list[JobSeen]
 
 
+class NextJobsSeen(msgspec.Struct):
+    """What a client needs to see of a conclude that dequeues, too."""
+
+    dequeued: JobsSeen
+
+
 JOBS = msgspec.json.Decoder(JobsSeen)
+NEXT_JOBS = msgspec.json.Decoder(NextJobsSeen)
 
 
 def enqueue_only(_client: int) -> Generator[bytes, Answer, None]:
@@ -124,6 +144,10 @@ ROWS: dict[str, tuple[str, Script, float]] = {
     "enqueue dequeue conclude": ("queue", whole_life, 1),
     "read": ("queue", read_only, 1),
     **{f"whole lives by {size}": ("queue", partial(batches, size), 3 / size) for size in (1, 10, 100, 1_000)},
+    **{
+        f"whole lives by {size}, concluded and dequeued at once": ("queue", partial(batches_in_two, size), 2 / size)
+        for size in (100, 1_000)
+    },
     "life, bare": ("queue with nothing", whole_life, 1),
     "life, logging": ("queue with logging", whole_life, 1),
     "life, logging, metrics": ("queue", whole_life, 1),
@@ -203,7 +227,7 @@ def main() -> None:
                 server, script, _ = rows[name]
                 pid, port = servers[server]
                 # A thousand batches of a thousand from sixteen clients at once would measure the queue's limits.
-                connections = 4 if name.endswith("1000") else 16
+                connections = 4 if "1000" in name else 16
                 measures[name].append(measure(pid, port, script, connections=connections, seconds=seconds))
     print(f"16 keep-alive connections; medians of {rounds} rounds of {seconds:g} s; ratio to the first row\n")
     report(measures, arguments.json)

@@ -294,6 +294,66 @@ async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
     assert (await client.answer()).status == 200
 
 
+def answering(*fields: tuple[bytes, bytes], body: bytes = b"pong") -> Application:
+    """An application that gives the same whole answer to everybody, with a length that may be wrong."""
+
+    async def application(_: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": list(fields)})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return application
+
+
+LENGTH = (b"content-length", b"4")
+
+
+async def test_whole_answers_go_out_without_h11_and_what_was_sent_ahead_is_kept(world: World) -> None:
+    world.app = answering(LENGTH)
+    client = world.connect()
+    ask = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc"
+    await client.send(GET + ask + GET + GET[:10])
+    for _ in range(3):
+        answer = await client.answer()
+        assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"pong", "4")
+        assert "date" in answer.headers
+    await client.send(GET[10:])
+    assert (await client.answer()).body == b"pong"
+    await client.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert (await client.answer()).headers["connection"] == "close"
+    assert await client.closed()
+
+
+async def test_a_whole_answer_to_head_has_no_body_and_the_next_one_has(world: World) -> None:
+    world.app = answering(LENGTH)
+    client = world.connect()
+    await client.send(GET.replace(b"GET", b"HEAD", 1) + GET)
+    answer = await client.answer(bodiless=True)
+    assert (answer.status, answer.headers["content-length"]) == (200, "4")
+    assert (await client.answer()).body == b"pong"
+
+
+@pytest.mark.parametrize(
+    "application",
+    [
+        answering((b"content-length", b"5")),
+        answering((b"content-length", b"3")),
+        answering(LENGTH, (b"x", b"a\r\nb: c")),
+    ],
+    ids=["too short", "too long", "two fields in one"],
+)
+async def test_an_answer_that_would_break_the_connection_is_a_bug(world: World, application: Application) -> None:
+    world.app = application
+    client = world.connect()
+    await client.send(GET)
+    received = b""
+    while data := await client.stream.receive_some():
+        received += data
+    assert b"b: c" not in received
+    assert not received.startswith(b"HTTP/1.1 200") or received.endswith((b"pong", b"\r\n\r\n"))
+    assert len(received.split(b"HTTP/1.1 ")) <= 2
+
+
 async def test_head_and_body_leave_in_one_send(world: World) -> None:
     sends: list[float] = []
 
