@@ -1,10 +1,11 @@
 """The client for programs on Trio or asyncio."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar, Unpack
 
+import anyio
 import httpx
 
 from queue_actor import client_requests as requests
@@ -35,14 +36,17 @@ from queue_actor.client_bodies import (
     Search,
     claim_of_failure,
 )
-from queue_actor.client_requests import Request
+from queue_actor.client_errors import Invalid
+from queue_actor.client_repeats import Waits
+from queue_actor.client_streams import Stream
+from queue_actor.client_tasks import Connections, each
 from queue_actor.jobs import JobError
 
 T = TypeVar("T")
 
 
-class AsyncClient:
-    """A client of a queue-actor server, on Trio or asyncio. It may be shared by tasks, and keeps its connections open.
+class AsyncClient(Connections):
+    """A client of a queue-actor server, on Trio or asyncio: a block that tasks may share, with open connections.
 
         async with AsyncClient() as client:
             await client.enqueue("images", "resize", {"w": 1280})
@@ -81,24 +85,22 @@ class AsyncClient:
             connections_max: Connections open at once; further calls wait for one.
             coalesce: Whether `enqueue` and `conclude` that are called at the same time share requests.
             transport: What to send by, in place of a network.
+
+        Raises:
+            ValueError: The address is none.
+            OSError: A file of certificates cannot be read.
         """
-        raise NotImplementedError
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        raise NotImplementedError
-
-    async def send(self, request: Request[T]) -> T:
-        """Send a request of client_requests.py, again if that is safe, and read its answer."""
-        raise NotImplementedError
+        super().__init__(
+            url,
+            token,
+            ca_file=ca_file,
+            certificate=certificate,
+            timeout_seconds=timeout_seconds,
+            repeat_seconds=repeat_seconds,
+            connections_max=connections_max,
+            coalesce=coalesce,
+            transport=transport,
+        )
 
     # --- enqueue and dequeue
 
@@ -122,7 +124,10 @@ class AsyncClient:
             idempotency_key: Under which you would repeat this call yourself; the client's own repeats have one anyway.
             fields: What else there is to a job, such as `delay_seconds` and `unique_key`.
         """
-        raise NotImplementedError
+        body = requests.encoded(NewJob(type, payload, **fields))
+        if not self._coalesce or idempotency_key is not None:
+            return await self.send(requests.enqueue_one(queue, body, idempotency_key))
+        return await self._sender("enqueue", queue, partial(requests.enqueue_bodies, queue)).call(body)
 
     async def enqueue_many(
         self, queue: str, jobs: Iterable[NewJob], *, idempotency_key: str | None = None
@@ -130,14 +135,22 @@ class AsyncClient:
         """Add jobs in one request, all or none; only unique keys are answered job by job."""
         return await self.send(requests.enqueue(queue, jobs, idempotency_key))
 
-    def enqueue_stream(
+    async def enqueue_stream(
         self, queue: str, jobs: Iterable[NewJob | bytes] | AsyncIterable[NewJob | bytes]
     ) -> AsyncIterator[Chunk]:
         """Add any number of jobs, in constant memory; `bytes` are lines of NDJSON. What became of each chunk.
 
         A job that is refused does not keep its neighbours from being enqueued: `errors` of its chunk names it by line.
+        If it ends early, the last chunk tells which line was the last one done; of those that follow nothing was done,
+        or nobody knows, if it ends with `OutcomeUnknown` or an `Unreachable` that `may_be_done`.
         """
-        raise NotImplementedError
+        stream = Stream()
+        async for job in each(jobs):
+            if stream.add(job, anyio.current_time()):
+                async for chunk in self._send_piece(queue, stream):
+                    yield chunk
+        async for chunk in self._send_piece(queue, stream):
+            yield chunk
 
     async def dequeue(
         self,
@@ -166,8 +179,15 @@ class AsyncClient:
     # --- the end of an attempt
 
     async def conclude(self, job: Leased, result: Any = None, *, dequeue: Dequeue | None = None) -> Settled:
-        """The job is done. With a `dequeue`, the same request asks for the next one."""
-        raise NotImplementedError
+        """The job is done. With a `dequeue`, the same request asks for the next one.
+
+        Calls from several tasks at the same time share a request, unless they dequeue.
+        """
+        claim = ConcludeClaim.of(job, result=result)
+        if not self._coalesce or dequeue is not None:
+            return await self.send(requests.settle("conclude", claim, dequeue))
+        make = partial(requests.settle_bodies, "conclude", claim.queue)
+        return await self._sender("conclude", claim.queue, make).call(requests.encoded(claim))
 
     async def fail(
         self,
@@ -214,15 +234,29 @@ class AsyncClient:
 
     async def wait_for_end(self, queue: str, id: int, *, seconds: float | None = None) -> Job:  # noqa: A002 - as it is called
         """One job when it is concluded, dead or cancelled, or after so many seconds; None: however long it takes."""
-        raise NotImplementedError
+        waits = Waits(seconds, anyio.current_time())
+        while True:
+            try:
+                job = await self.read_job(queue, id, wait_seconds=waits.next(anyio.current_time()))
+            except Invalid as refused:
+                waits.refused(refused)
+            else:
+                if job.finished or waits.over(anyio.current_time()):
+                    return job
 
     async def search(self, queue: str, **search: Unpack[Search]) -> Page[Job]:
         """A page of the jobs that match."""
         return await self.send(requests.search(queue, **search))
 
-    def jobs(self, queue: str, **search: Unpack[Search]) -> AsyncIterator[Job]:
+    async def jobs(self, queue: str, **search: Unpack[Search]) -> AsyncIterator[Job]:
         """All jobs that match, page by page as they are asked for."""
-        raise NotImplementedError
+        while True:
+            page = await self.search(queue, **search)
+            for item in page.items:
+                yield item
+            if page.next_cursor is None:
+                return
+            search["cursor"] = page.next_cursor
 
     async def list_queues(
         self, *, prefix: str | None = None, limit: int | None = None, cursor: str | None = None
@@ -230,9 +264,16 @@ class AsyncClient:
         """A page of the queues that exist, by name."""
         return await self.send(requests.list_queues(prefix, limit, cursor))
 
-    def queues(self, *, prefix: str | None = None) -> AsyncIterator[Queue]:
+    async def queues(self, *, prefix: str | None = None) -> AsyncIterator[Queue]:
         """All queues that exist, by name, page by page as they are asked for."""
-        raise NotImplementedError
+        cursor = None
+        while True:
+            page = await self.list_queues(prefix=prefix, cursor=cursor)
+            for item in page.items:
+                yield item
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def read_queue(self, queue: str) -> Queue:
         """A queue in figures; one that does not exist reads as empty."""
@@ -308,7 +349,8 @@ class AsyncClient:
         """Release what a consumer holds, which has to be named."""
         return await self.send(requests.matching("release", queue, where, dry_run=dry_run))
 
-    def backup(self) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[AsyncIterator[bytes]]:
         """The file that holds everything, piece by piece.
 
         async with client.backup() as pieces:
@@ -317,4 +359,5 @@ class AsyncClient:
 
         An answer that breaks off raises `Unreachable` where it does: what came before that is no backup.
         """
-        raise NotImplementedError
+        async with self._whole(requests.backup()) as response:
+            yield response.aiter_bytes()

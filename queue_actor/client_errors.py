@@ -79,7 +79,7 @@ class Refused(ClientError):
         retry_after_seconds: float | None = None,
         request_id: str | None = None,
     ) -> None:
-        super().__init__(f"{code}: {detail}" + (f" (field {field})" if field else ""))
+        super().__init__(code, detail)
         self.code = code
         self.detail = detail
         self.field = field
@@ -89,18 +89,8 @@ class Refused(ClientError):
         self.retry_after_seconds = retry_after_seconds
         self.request_id = request_id
 
-    def anew(self) -> Self:
-        """See `ClientError.anew`."""
-        another = type(self)(
-            self.code,
-            self.detail,
-            status=self.status,
-            field=self.field,
-            retry_after_seconds=self.retry_after_seconds,
-            request_id=self.request_id,
-        )
-        another.__cause__ = self
-        return another
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}" + (f" (field {self.field})" if self.field else "")
 
 
 class Invalid(Refused):

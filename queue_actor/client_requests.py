@@ -1,29 +1,21 @@
-"""Requests and answers of `/v1` as values, without any I/O: what both clients share.
-
-A `Request` says what to send, whether it may be sent again if no answer came, and how its answer is read. Whoever has a
-connection sends it, makes an `Answer` of what comes back, and hands that to `read`:
-
-    request = requests.read_job("images", 17)
-    answer = Answer(status, headers, body)   # by whatever speaks HTTP
-    job = requests.read(request, answer)     # or raises the refusal
+"""The requests of `/v1`: method, path, body, and how the answer is read. See client_exchange.py.
 
 A repeat is safe of what only looks, of what shows a token, and of what has an `Idempotency-Key`; also of `PUT` and
 cancel, which say how something shall be. It is not of the other verbs of operators, nor of a stream.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import msgspec
 
+from queue_actor import client_exchange as exchange
 from queue_actor.client_answers import (
-    Dequeued,
     Enqueued,
     Extended,
     Job,
-    Lease,
     Matched,
     Page,
     Queue,
@@ -31,165 +23,19 @@ from queue_actor.client_answers import (
     Settled,
     Statistics,
 )
-from queue_actor.client_bodies import (
-    Claim,
-    Dequeue,
-    ExtendClaim,
-    Filter,
-    NewJob,
-    Order,
-    Policy,
-    Search,
-)
-from queue_actor.client_errors import NotUnderstood, Refused, refusal
-from queue_actor.jobs import JobState
+from queue_actor.client_bodies import Claim, Dequeue, ExtendClaim, Filter, NewJob, Order, Policy, Search
+from queue_actor.client_exchange import Request
 
 T = TypeVar("T")
 
-ERROR = 400
-OK = 200
 KEY = "Idempotency-Key"
 BACKUP_SECONDS = 600.0
 """How long a server may make a copy before it begins to send it."""
 
-_encode = msgspec.json.encode
+STREAM_SECONDS = 60.0
+"""How long a server may take for the lines of a piece, if it paces their producer."""
 
-
-class Answer(msgspec.Struct, frozen=True):
-    """What came back; the names of the headers are in lower case, or found in any."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Request(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """What to send.
-
-    Attributes:
-        path: With the query.
-        reader: Makes the answer's value of its body, if it is 2xx.
-        repeatable: Whether it may be sent again if it may have been carried out already.
-        wait_seconds: How long the server may take on purpose before it answers.
-    """
-
-    method: str
-    path: str
-    reader: Callable[[bytes], T]
-    body: bytes = b""
-    headers: Mapping[str, str] = {}
-    repeatable: bool = False
-    wait_seconds: float = 0.0
-
-
-def read(request: Request[T], answer: Answer) -> T:
-    """The value of an answer.
-
-    Raises:
-        Refused: The answer is a problem.
-        NotUnderstood: It is none of this contract.
-    """
-    if answer.status >= ERROR:
-        raise problem(answer)
-    if answer.status != OK:
-        raise NotUnderstood(f"{request.method} {request.path} was answered with status {answer.status}")
-    try:
-        return request.reader(answer.body)
-    except msgspec.MsgspecError as error:
-        raise NotUnderstood(f"the answer to {request.method} {request.path} is not as expected: {error}") from error
-
-
-# --- what answers are made of
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    code: str
-    detail: str
-    field: str | None = None
-
-
-class _Jobs(msgspec.Struct, frozen=True):
-    jobs: tuple[Job, ...]
-    next_cursor: str | None = None
-    error: _Refusal | None = None
-
-
-class _Result(msgspec.Struct, frozen=True):
-    id: int = 0
-    queue: str = ""
-    state: JobState = JobState.QUEUED  # there wherever there is no error
-    existing: bool = False
-    error: _Refusal | None = None
-    lease: Lease | None = None
-    cancel_requested: bool = False
-    dequeued: _Jobs | None = None
-
-
-class _Results(msgspec.Struct, frozen=True):
-    jobs: tuple[_Result, ...]
-    dequeued: _Jobs | None = None
-
-
-class _Queues(msgspec.Struct, frozen=True):
-    queues: tuple[Queue, ...]
-    next_cursor: str | None
-
-
-_REFUSAL = msgspec.json.Decoder(_Refusal)
-_JOB = msgspec.json.Decoder(Job)
-_JOBS = msgspec.json.Decoder(_Jobs)
-_RESULT = msgspec.json.Decoder(_Result)
-_RESULTS = msgspec.json.Decoder(_Results)
-_QUEUE = msgspec.json.Decoder(Queue)
-_QUEUES = msgspec.json.Decoder(_Queues)
-_MATCHED = msgspec.json.Decoder(Matched)
-_STATISTICS = msgspec.json.Decoder(Statistics)
-
-
-def problem(answer: Answer) -> Refused:
-    """The refusal that an answer is; one that is no problem document is told by its status."""
-    try:
-        told = _REFUSAL.decode(answer.body)
-    except msgspec.MsgspecError:
-        told = _Refusal("", f"the answer is {answer.status}, without a problem document")
-    pause = answer.headers.get("retry-after", "")
-    return refusal(
-        told.code,
-        told.detail,
-        status=answer.status,
-        field=told.field,
-        retry_after_seconds=float(pause) if pause.isdecimal() else None,
-        request_id=answer.headers.get("x-request-id"),
-    )
-
-
-def _refused(told: _Refusal) -> Refused:
-    return refusal(told.code, told.detail, field=told.field)
-
-
-def _dequeued(told: _Jobs | None) -> Dequeued | None:
-    if told is None:
-        return None
-    return Dequeued(told.jobs, None if told.error is None else _refused(told.error))
-
-
-def _enqueued(told: _Result) -> Enqueued | Refused:
-    return Enqueued(told.id, told.state, told.existing) if told.error is None else _refused(told.error)
-
-
-def _settled(told: _Result) -> Settled:
-    return Settled(told.id, told.queue, told.state, _dequeued(told.dequeued))
-
-
-def _extended(told: _Result) -> Extended:
-    return Extended(told.id, told.queue, told.state, told.lease, told.cancel_requested)
-
-
-def _results(body: bytes, one: Callable[[_Result], T]) -> Results[T]:
-    told = _RESULTS.decode(body)
-    return Results(
-        tuple(one(job) if job.error is None else _refused(job.error) for job in told.jobs), _dequeued(told.dequeued)
-    )
+encode = msgspec.json.encode
 
 
 # --- paths
@@ -203,6 +49,10 @@ def _job(queue: str, id_: int, *rest: str) -> str:
     return _queue(queue, "jobs", id_, *rest)
 
 
+def _verb_path(verb: str, queue: str | None) -> str:
+    return f"/v1/{verb}" if queue is None else _queue(queue, verb)
+
+
 def _with_query(path: str, query: Mapping[str, Any]) -> str:
     given = {name: value for name, value in query.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
@@ -211,21 +61,61 @@ def _with_query(path: str, query: Mapping[str, Any]) -> str:
 # --- enqueue and dequeue
 
 
-def enqueue_bodies(queue: str, jobs: Sequence[bytes], key: str | None = None) -> Request[Results[Enqueued]]:
-    """An enqueue of jobs that are encoded already."""
+def encoded(value: NewJob | Claim) -> bytes:
+    """What stands in a list with others of its kind, and cannot become two of them.
+
+    Raises:
+        msgspec.DecodeError: A `Raw` in it is no JSON.
+    """
+    text = encode(value)
+    msgspec.json.decode(text, type=msgspec.Raw)
+    return text
+
+
+def _listed(bodies: Iterable[bytes]) -> bytes:
+    return b'{"jobs":[' + b",".join(bodies) + b"]}"
+
+
+def _enqueue(queue: str, bodies: Iterable[bytes], key: str | None, reader: Callable[[bytes], T]) -> Request[T]:
     return Request(
         method="POST",
         path=_queue(queue, "enqueue"),
-        body=b'{"jobs":[' + b",".join(jobs) + b"]}",
+        body=_listed(bodies),
         headers={KEY: key or uuid4().hex},
         repeatable=True,
-        reader=lambda body: Results(tuple(_enqueued(job) for job in _RESULTS.decode(body).jobs)),
+        reader=reader,
     )
+
+
+def enqueue_bodies(queue: str, bodies: Iterable[bytes], key: str | None = None) -> Request[Results[Enqueued]]:
+    """An enqueue of jobs that are encoded already."""
+    return _enqueue(queue, bodies, key, exchange.enqueued_results)
+
+
+def enqueue_one(queue: str, body: bytes, key: str | None = None) -> Request[Enqueued]:
+    """An enqueue of one."""
+    return msgspec.structs.replace(_enqueue(queue, [body], key, exchange.enqueued), within=exchange.ALONE)
 
 
 def enqueue(queue: str, jobs: Iterable[NewJob], key: str | None = None) -> Request[Results[Enqueued]]:
     """An enqueue, all in one request."""
-    return enqueue_bodies(queue, [_encode(job) for job in jobs], key)
+    return enqueue_bodies(queue, map(encoded, jobs), key)
+
+
+def enqueue_lines(queue: str, lines: Iterable[bytes]) -> Request[None]:
+    """An enqueue of a stream of lines, whose answer is lines, too."""
+    return Request(
+        method="POST",
+        path=_queue(queue, "enqueue"),
+        body=b"".join(line + b"\n" for line in lines),
+        headers={"Content-Type": "application/x-ndjson"},
+        wait_seconds=STREAM_SECONDS,
+        reader=_nothing,
+    )
+
+
+def _nothing(_body: bytes) -> None:
+    """What is read while it comes leaves nothing to read."""
 
 
 def dequeue(
@@ -239,16 +129,19 @@ def dequeue(
     key: str | None = None,
 ) -> Request[tuple[Job, ...]]:
     """A dequeue from one queue, from several, or from all whose names begin alike (`tenant:*`)."""
-    several = not isinstance(queue, str) or queue.endswith("*")
-    wanted = Dequeue(count, wait_seconds, lease_seconds, consumer, None, queue if several else None, order)
+    if isinstance(queue, str) and not queue.endswith("*"):
+        path, queues = _queue(queue, "dequeue"), None
+    else:
+        path, queues = "/v1/dequeue", queue
+    wanted = Dequeue(count, wait_seconds, lease_seconds, consumer, None, queues, order)
     return Request(
         method="POST",
-        path="/v1/dequeue" if not isinstance(queue, str) or several else _queue(queue, "dequeue"),
-        body=_encode(wanted),
+        path=path,
+        body=encode(wanted),
         headers={KEY: key or uuid4().hex},
         repeatable=True,
         wait_seconds=wait_seconds,
-        reader=lambda body: _JOBS.decode(body).jobs,
+        reader=exchange.leases,
     )
 
 
@@ -261,7 +154,7 @@ def _by_token(path: str, body: bytes, dequeue: Dequeue | None, reader: Callable[
     return Request(
         method="POST",
         path=path,
-        body=body[:-1] + b',"dequeue":' + _encode(dequeue) + b"}",
+        body=body[:-1] + b',"dequeue":' + encode(dequeue) + b"}",
         headers={KEY: uuid4().hex},
         repeatable=True,
         wait_seconds=dequeue.wait_seconds,
@@ -272,34 +165,32 @@ def _by_token(path: str, body: bytes, dequeue: Dequeue | None, reader: Callable[
 def settle(verb: str, claim: Claim, dequeue: Dequeue | None = None) -> Request[Settled]:
     """conclude, fail or release of one job."""
     path = _job(claim.queue, claim.id, verb)
-    return _by_token(path, _encode(claim), dequeue, lambda body: _settled(_RESULT.decode(body)))
+    return _by_token(path, encode(claim), dequeue, exchange.settled)
 
 
 def settle_bodies(
-    verb: str, queue: str | None, claims: Sequence[bytes], dequeue: Dequeue | None
+    verb: str, queue: str | None, claims: Sequence[bytes], dequeue: Dequeue | None = None
 ) -> Request[Results[Settled]]:
     """The same of many jobs that are encoded already, of one queue or, with None, of any."""
-    path = f"/v1/{verb}" if queue is None else _queue(queue, verb)
-    body = b'{"jobs":[' + b",".join(claims) + b"]}"
-    return _by_token(path, body, dequeue, lambda answer: _results(answer, _settled))
+    path = _verb_path(verb, queue)
+    return _by_token(path, _listed(claims), dequeue, exchange.settled_results)
 
 
 def settle_many(verb: str, claims: Sequence[Claim], dequeue: Dequeue | None = None) -> Request[Results[Settled]]:
     """conclude, fail or release of many jobs, of one queue or of several."""
-    return settle_bodies(verb, _common_queue(claims), [_encode(claim) for claim in claims], dequeue)
+    return settle_bodies(verb, _common_queue(claims), [encoded(claim) for claim in claims], dequeue)
 
 
 def extend(claim: ExtendClaim) -> Request[Extended]:
     """The heartbeat of one job."""
     path = _job(claim.queue, claim.id, "extend")
-    return _by_token(path, _encode(claim), None, lambda body: _extended(_RESULT.decode(body)))
+    return _by_token(path, encode(claim), None, exchange.extended)
 
 
 def extend_many(claims: Sequence[ExtendClaim]) -> Request[Results[Extended]]:
     """The heartbeat of many."""
-    queue = _common_queue(claims)
-    path = "/v1/extend" if queue is None else _queue(queue, "extend")
-    return _by_token(path, _encode({"jobs": claims}), None, lambda body: _results(body, _extended))
+    path = _verb_path("extend", _common_queue(claims))
+    return _by_token(path, _listed(map(encoded, claims)), None, exchange.extended_results)
 
 
 def _common_queue(claims: Sequence[Claim]) -> str | None:
@@ -315,10 +206,10 @@ def read_job(queue: str, id_: int, wait_seconds: float = 0.0) -> Request[Job]:
     """One job, whole, or the wait for its end."""
     return Request(
         method="GET",
-        path=_with_query(_job(queue, id_), {"wait_seconds": wait_seconds or None}),
+        path=_with_query(_job(queue, id_), {"wait_seconds": f"{wait_seconds:.3f}" if wait_seconds else None}),
         repeatable=True,
         wait_seconds=wait_seconds,
-        reader=_JOB.decode,
+        reader=exchange.job,
     )
 
 
@@ -333,32 +224,30 @@ def search(queue: str, **search: Unpack[Search]) -> Request[Page[Job]]:
     if query.pop("content", False):
         query["include"] = "content"
 
-    def page(body: bytes) -> Page[Job]:
-        told = _JOBS.decode(body)
-        return Page(told.jobs, told.next_cursor)
-
-    return Request(method="GET", path=_with_query(_queue(queue, "jobs"), query), repeatable=True, reader=page)
+    return Request(
+        method="GET", path=_with_query(_queue(queue, "jobs"), query), repeatable=True, reader=exchange.page_of_jobs
+    )
 
 
 def list_queues(prefix: str | None, limit: int | None, cursor: str | None) -> Request[Page[Queue]]:
     """A page of the queues that exist."""
-
-    def page(body: bytes) -> Page[Queue]:
-        told = _QUEUES.decode(body)
-        return Page(told.queues, told.next_cursor)
-
     path = _with_query("/v1/queues", {"prefix": prefix, "limit": limit, "cursor": cursor})
-    return Request(method="GET", path=path, repeatable=True, reader=page)
+    return Request(method="GET", path=path, repeatable=True, reader=exchange.page_of_queues)
 
 
 def read_queue(queue: str) -> Request[Queue]:
     """A queue in figures."""
-    return Request(method="GET", path=_queue(queue), repeatable=True, reader=_QUEUE.decode)
+    return Request(method="GET", path=_queue(queue), repeatable=True, reader=exchange.queue)
 
 
 def statistics() -> Request[Statistics]:
     """Figures of the server."""
-    return Request(method="GET", path="/v1/statistics", repeatable=True, reader=_STATISTICS.decode)
+    return Request(method="GET", path="/v1/statistics", repeatable=True, reader=exchange.statistics)
+
+
+def backup() -> Request[None]:
+    """The file that holds everything; its answer is read while it comes."""
+    return Request(method="GET", path="/v1/backup", repeatable=True, wait_seconds=BACKUP_SECONDS, reader=_nothing)
 
 
 def text(path: str) -> Request[str]:
@@ -372,17 +261,17 @@ def text(path: str) -> Request[str]:
 def put_queue(queue: str, paused: bool | None, policy: Policy) -> Request[Queue]:
     """A queue's policy, the whole of it."""
     body: dict[str, Any] = {**policy} if paused is None else {**policy, "paused": paused}
-    return Request(method="PUT", path=_queue(queue), body=_encode(body), repeatable=True, reader=_QUEUE.decode)
+    return Request(method="PUT", path=_queue(queue), body=encode(body), repeatable=True, reader=exchange.queue)
 
 
 def delete_queue(queue: str) -> Request[Queue]:
     """A queue is no longer."""
-    return Request(method="DELETE", path=_queue(queue), reader=_QUEUE.decode)
+    return Request(method="DELETE", path=_queue(queue), reader=exchange.queue)
 
 
 def pause(queue: str, *, paused: bool) -> Request[Queue]:
     """Stop handing out a queue's jobs, or begin again."""
-    return Request(method="POST", path=_queue(queue, "pause" if paused else "resume"), reader=_QUEUE.decode)
+    return Request(method="POST", path=_queue(queue, "pause" if paused else "resume"), reader=exchange.queue)
 
 
 def operate(verb: str, queue: str, id_: int) -> Request[Settled]:
@@ -391,16 +280,16 @@ def operate(verb: str, queue: str, id_: int) -> Request[Settled]:
         method="POST",
         path=_job(queue, id_, verb),
         repeatable=verb == "cancel",
-        reader=lambda body: _settled(_RESULT.decode(body)),
+        reader=exchange.settled,
     )
 
 
 def forget(queue: str, id_: int) -> Request[Settled]:
     """A job that has ended is no longer kept."""
-    return Request(method="DELETE", path=_job(queue, id_), reader=lambda body: _settled(_RESULT.decode(body)))
+    return Request(method="DELETE", path=_job(queue, id_), reader=exchange.settled)
 
 
 def matching(verb: str, queue: str, where: Filter, **facts: Any) -> Request[Matched]:
     """purge, redrive or release of all jobs that match."""
     given = {name: value for name, value in {**where, **facts}.items() if value is not None}
-    return Request(method="POST", path=_queue(queue, verb), body=_encode(given), reader=_MATCHED.decode)
+    return Request(method="POST", path=_queue(queue, verb), body=encode(given), reader=exchange.matched)

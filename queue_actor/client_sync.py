@@ -1,9 +1,10 @@
 """The client for programs with threads, or with one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar, Unpack
 
 import httpx
 
@@ -35,13 +36,16 @@ from queue_actor.client_bodies import (
     Search,
     claim_of_failure,
 )
-from queue_actor.client_requests import Request
+from queue_actor.client_errors import Invalid
+from queue_actor.client_repeats import Waits
+from queue_actor.client_streams import Stream
+from queue_actor.client_threads import Connections
 from queue_actor.jobs import JobError
 
 T = TypeVar("T")
 
 
-class Client:
+class Client(Connections):
     """A client of a queue-actor server. It may be shared by threads, and keeps its connections open.
 
     Each call raises a `ClientError` of client_errors.py if it is refused, or if there is no answer. What may be
@@ -78,24 +82,22 @@ class Client:
             connections_max: Connections open at once; further calls wait for one.
             coalesce: Whether `enqueue` and `conclude` that are called at the same time share requests.
             transport: What to send by, in place of a network.
+
+        Raises:
+            ValueError: The address is none.
+            OSError: A file of certificates cannot be read.
         """
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        raise NotImplementedError
-
-    def send(self, request: Request[T]) -> T:
-        """Send a request of client_requests.py, again if that is safe, and read its answer."""
-        raise NotImplementedError
+        super().__init__(
+            url,
+            token,
+            ca_file=ca_file,
+            certificate=certificate,
+            timeout_seconds=timeout_seconds,
+            repeat_seconds=repeat_seconds,
+            connections_max=connections_max,
+            coalesce=coalesce,
+            transport=transport,
+        )
 
     # --- enqueue and dequeue
 
@@ -119,7 +121,10 @@ class Client:
             idempotency_key: Under which you would repeat this call yourself; the client's own repeats have one anyway.
             fields: What else there is to a job, such as `delay_seconds` and `unique_key`.
         """
-        raise NotImplementedError
+        body = requests.encoded(NewJob(type, payload, **fields))
+        if not self._coalesce or idempotency_key is not None:
+            return self.send(requests.enqueue_one(queue, body, idempotency_key))
+        return self._turns("enqueue", queue, partial(requests.enqueue_bodies, queue)).call(body)
 
     def enqueue_many(
         self, queue: str, jobs: Iterable[NewJob], *, idempotency_key: str | None = None
@@ -131,8 +136,14 @@ class Client:
         """Add any number of jobs, in constant memory; `bytes` are lines of NDJSON. What became of each chunk.
 
         A job that is refused does not keep its neighbours from being enqueued: `errors` of its chunk names it by line.
+        If it ends early, the last chunk tells which line was the last one done; of those that follow nothing was done,
+        or nobody knows, if it ends with `OutcomeUnknown` or an `Unreachable` that `may_be_done`.
         """
-        raise NotImplementedError
+        stream = Stream()
+        for job in jobs:
+            if stream.add(job, monotonic()):
+                yield from self._send_piece(queue, stream)
+        yield from self._send_piece(queue, stream)
 
     def dequeue(
         self,
@@ -161,8 +172,15 @@ class Client:
     # --- the end of an attempt
 
     def conclude(self, job: Leased, result: Any = None, *, dequeue: Dequeue | None = None) -> Settled:
-        """The job is done. With a `dequeue`, the same request asks for the next one."""
-        raise NotImplementedError
+        """The job is done. With a `dequeue`, the same request asks for the next one.
+
+        Calls from several threads at the same time share a request, unless they dequeue.
+        """
+        claim = ConcludeClaim.of(job, result=result)
+        if not self._coalesce or dequeue is not None:
+            return self.send(requests.settle("conclude", claim, dequeue))
+        make = partial(requests.settle_bodies, "conclude", claim.queue)
+        return self._turns("conclude", claim.queue, make).call(requests.encoded(claim))
 
     def fail(
         self,
@@ -209,7 +227,15 @@ class Client:
 
     def wait_for_end(self, queue: str, id: int, *, seconds: float | None = None) -> Job:  # noqa: A002 - as it is called
         """One job when it is concluded, dead or cancelled, or after so many seconds; None: however long it takes."""
-        raise NotImplementedError
+        waits = Waits(seconds, monotonic())
+        while True:
+            try:
+                job = self.read_job(queue, id, wait_seconds=waits.next(monotonic()))
+            except Invalid as refused:
+                waits.refused(refused)
+            else:
+                if job.finished or waits.over(monotonic()):
+                    return job
 
     def search(self, queue: str, **search: Unpack[Search]) -> Page[Job]:
         """A page of the jobs that match."""
@@ -217,7 +243,12 @@ class Client:
 
     def jobs(self, queue: str, **search: Unpack[Search]) -> Iterator[Job]:
         """All jobs that match, page by page as they are asked for."""
-        raise NotImplementedError
+        while True:
+            page = self.search(queue, **search)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            search["cursor"] = page.next_cursor
 
     def list_queues(
         self, *, prefix: str | None = None, limit: int | None = None, cursor: str | None = None
@@ -227,7 +258,13 @@ class Client:
 
     def queues(self, *, prefix: str | None = None) -> Iterator[Queue]:
         """All queues that exist, by name, page by page as they are asked for."""
-        raise NotImplementedError
+        cursor = None
+        while True:
+            page = self.list_queues(prefix=prefix, cursor=cursor)
+            yield from page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     def read_queue(self, queue: str) -> Queue:
         """A queue in figures; one that does not exist reads as empty."""
@@ -303,7 +340,8 @@ class Client:
         """Release what a consumer holds, which has to be named."""
         return self.send(requests.matching("release", queue, where, dry_run=dry_run))
 
-    def backup(self) -> AbstractContextManager[Iterator[bytes]]:
+    @contextmanager
+    def backup(self) -> Iterator[Iterator[bytes]]:
         """The file that holds everything, piece by piece.
 
         with client.backup() as pieces, open("queue.sqlite", "wb") as file:
@@ -311,4 +349,5 @@ class Client:
 
         An answer that breaks off raises `Unreachable` where it does: what came before that is no backup.
         """
-        raise NotImplementedError
+        with self._whole(requests.backup()) as response:
+            yield response.iter_bytes()
