@@ -536,6 +536,17 @@ def test_the_connection_used_last_is_used_next_and_no_more_are_made_than_needed(
     assert [made.closed for made in Connection.made] == [True, True]
 
 
+def test_an_async_client_may_be_made_before_there_is_an_event_loop() -> None:
+    client = AsyncClient("http://127.0.0.1:1", repeat_seconds=0)  # where nobody is
+
+    async def main() -> None:
+        async with client:
+            with pytest.raises(Unreachable):
+                await client.enqueue("q", "t")
+
+    anyio.run(main, backend="asyncio")
+
+
 async def test_so_do_tasks() -> None:
     pool = TasksPool(Connection, 2)
     async with httpx.AsyncClient(transport=pool) as client:
