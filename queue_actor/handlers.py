@@ -14,7 +14,6 @@ message of the exception; the job is tried again by its retry policy. `Retry` sa
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from datetime import datetime
 from functools import cached_property
 from math import inf
@@ -326,10 +325,9 @@ class Handlers:
     def settled(self, mode: Mode) -> "Handlers":
         """The same, with a mode for those that have none yet."""
         handlers = Handlers()
-        for handler in self:
-            one = copy(handler)
-            one.mode = handler.mode or mode
-            handlers.add(one)
+        for one in self:
+            limits = {"run_seconds": one.run_seconds, "stuck_seconds": one.stuck_seconds}
+            handlers.add(Handler(one.type, one.function, queue=one.queue, mode=one.mode or mode, **limits))
         return handlers
 
     def find(self, queue: str, type_: str) -> Handler | None:

@@ -61,10 +61,10 @@ class Worker:
         self._options = options
         self._consumer = options.consumer or f"{socket.gethostname()}-{os.getpid()}"
         self._counters = Counters()
-        self._reach = Reach()
+        self._reach = Reach("jobs")
         self._heartbeats = Heartbeats(server, self._counters, self._stopped, self._fill)
         self._reports = Reports(
-            server, self._counters, self._reach, ask=self._ask, answered=self._answered, over=self._over
+            server, self._counters, Reach("outcomes"), ask=self._ask, answered=self._answered, over=self._over
         )
         self._children = Children(handlers.of_processes(), self._counters)
         self._waiting: deque[Held] = deque()

@@ -40,7 +40,8 @@ class InMemoryClient:
     Attributes:
         asked: What they asked for, in order.
         plans: For each verb what is to become of its next requests: "lose" the answer, "break" off before it arrives,
-            "late" for an answer that takes TIMEOUT_SECONDS, or a code to be refused with.
+            "late" for a request and "slow" for an answer that takes TIMEOUT_SECONDS on its way, or a code to be refused
+            with; "" is nothing.
         cut_off: Whether nothing arrives at all, and nobody says so.
     """
 
@@ -63,7 +64,7 @@ class InMemoryClient:
             raise Unreachable("the connection broke", may_be_done=True)
         if plan == "late":
             await trio.sleep(TIMEOUT_SECONDS)
-        elif plan not in {"", "lose"}:
+        elif plan not in {"", "lose", "slow"}:
             raise refusal(plan, "as the test has it")
         client = self._server.connect()
         try:
@@ -72,6 +73,8 @@ class InMemoryClient:
         finally:
             with trio.CancelScope(shield=True):
                 await client.leave()
+        if plan == "slow":
+            await trio.sleep(TIMEOUT_SECONDS)
         if plan == "lose":
             raise Unreachable("the answer was lost", may_be_done=True)
         return read(request, Answer(answer.status, answer.headers, answer.body))
