@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from queue_actor.client_answers import Job
-from queue_actor.frames import Frame, Frames, Progress, Stop, Task, to_bytes
+from queue_actor.frames import TO_CHILD, Frames, FromChild, Progress, Task, to_bytes
 from queue_actor.handlers import Handler, RunningJob
 
 RECEIVE_BYTES: Final = 65_536
@@ -62,17 +62,17 @@ class ChildProcess:
             self._send(self._handlers[task.handler].perform(job, self._running))
 
     def _listen(self) -> None:
-        frames = Frames()
+        frames = Frames(TO_CHILD)
         with suppress(OSError):
             while data := self._connection.recv(RECEIVE_BYTES):
                 for frame in frames.feed(data):
                     if isinstance(frame, Task):
                         self._tasks.put(frame)
-                    elif isinstance(frame, Stop) and self._running is not None:
+                    elif self._running is not None:
                         self._running.stopping = frame.reason
         self._tasks.put(None)
         self._end()
 
-    def _send(self, frame: Frame) -> None:
+    def _send(self, frame: FromChild) -> None:
         with self._sending, suppress(OSError):  # whoever listens sees that the worker is gone
             self._connection.sendall(to_bytes(frame))

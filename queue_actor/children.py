@@ -24,7 +24,7 @@ import msgspec
 from queue_actor.child import RECEIVE_BYTES, run_child
 from queue_actor.client_answers import Job
 from queue_actor.counters import Counters
-from queue_actor.frames import Frame, Frames, Progress, Stop, Task, to_bytes
+from queue_actor.frames import FROM_CHILD, Frames, FromChild, Progress, Stop, Task, to_bytes
 from queue_actor.handlers import Failed, Handler, Outcome, StopReason, job_error
 
 logger = logging.getLogger("queue_actor.worker")
@@ -46,8 +46,8 @@ class Child:
         self.pid = process.pid  # of the process, and of the group that it leads
         self._process = process
         self._connection = connection
-        self._frames = Frames()
-        self._received: deque[Frame] = deque()
+        self._frames = Frames(FROM_CHILD)
+        self._received: deque[FromChild] = deque()
         self._sending = False
         self._killed = False
 
@@ -63,16 +63,11 @@ class Child:
         """Have a job done; None: the child has died of it, or was killed."""
         try:
             await self._send(Task(handler, msgspec.json.encode(job)))
-            while True:
-                match await self._receive():
-                    case Progress(progress):
-                        report(progress)
-                    case Task() | Stop():
-                        raise AssertionError("a child says only what came of its job")
-                    case outcome:
-                        return outcome
+            while isinstance(said := await self._receive(), Progress):
+                report(said.progress)
         except OSError:
             return None
+        return said
 
     def stop(self, reason: StopReason) -> None:
         """Tell the handler that it is to stop; a child that has not even taken its job yet does not come to know."""
@@ -98,7 +93,7 @@ class Child:
         assert code is not None  # noqa: S101 - for the type checker: it has ended
         return code
 
-    async def _send(self, frame: Frame) -> None:
+    async def _send(self, frame: Task) -> None:
         data = memoryview(to_bytes(frame))
         self._sending = True
         while data:
@@ -108,7 +103,7 @@ class Child:
                 await anyio.wait_writable(self._connection)
         self._sending = False
 
-    async def _receive(self) -> Frame:
+    async def _receive(self) -> FromChild:
         """The next frame.
 
         Raises:

@@ -1,10 +1,13 @@
 """What a worker counts."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from queue_actor.handlers import StopReason
+
+Verb = Literal["conclude", "fail", "release"]
+"""What the server is told of a job."""
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +76,15 @@ class Counters:
         self.polls_unheard = 0
         self.children_started = 0
         self.children_died = 0
+
+    def told(self, verb: Verb) -> None:
+        """Count an outcome that the server has taken."""
+        if verb == "conclude":
+            self.concluded += 1
+        elif verb == "fail":
+            self.failed += 1
+        else:
+            self.released += 1
 
     def stopped(self, reason: StopReason) -> None:
         """Count a handler that was asked to stop."""

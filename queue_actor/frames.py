@@ -1,11 +1,11 @@
 """What a worker and its child processes say to each other: structs in MessagePack, each after its length."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from queue_actor.handlers import Done, Dropped, Failed, Released, StopReason
+from queue_actor.handlers import Outcome, StopReason
 
 LENGTH_BYTES: Final = 4
 
@@ -29,22 +29,27 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     progress: bytes
 
 
-Frame = Task | Stop | Progress | Done | Failed | Released | Dropped
+ToChild = Task | Stop
+FromChild = Progress | Outcome
+FROM_CHILD: Final[msgspec.msgpack.Decoder[FromChild]] = msgspec.msgpack.Decoder(FromChild)
+TO_CHILD: Final[msgspec.msgpack.Decoder[ToChild]] = msgspec.msgpack.Decoder(ToChild)
+
+Frame = TypeVar("Frame")
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Frame)
 
 
-def to_bytes(frame: Frame) -> bytes:
+def to_bytes(frame: ToChild | FromChild) -> bytes:
     """A frame as it is sent."""
     data = _encoder.encode(frame)
     return len(data).to_bytes(LENGTH_BYTES, "big") + data
 
 
-class Frames:
-    """Puts frames together from what has been received."""
+class Frames(Generic[Frame]):
+    """Puts frames of one direction together from what has been received."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Frame]) -> None:
+        self._decoder = decoder
         self._received = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -54,6 +59,6 @@ class Frames:
             end = LENGTH_BYTES + int.from_bytes(self._received[:LENGTH_BYTES], "big")
             if len(self._received) < end:
                 return
-            frame = _decoder.decode(self._received[LENGTH_BYTES:end])
+            frame = self._decoder.decode(self._received[LENGTH_BYTES:end])
             del self._received[:end]
             yield frame

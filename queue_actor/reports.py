@@ -7,7 +7,7 @@ decides: a job that somebody else has by now stays his, and the worker is told s
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, assert_never
+from typing import Final, Protocol
 
 import anyio
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from queue_actor.client_answers import Dequeued, Job, Results, Settled
 from queue_actor.client_bodies import ConcludeClaim, Dequeue, FailClaim, ReleaseClaim
 from queue_actor.client_errors import AccessRefused, ClientError, Refused
-from queue_actor.counters import Counters
+from queue_actor.counters import Counters, Verb
 from queue_actor.handlers import Done, Failed, Released, job_error
 from queue_actor.heartbeats import ENDED, Bell, Held
 from queue_actor.reach import Reach, is_final
@@ -149,17 +149,14 @@ class Reports:
         fails: list[FailClaim] = []
         releases: list[ReleaseClaim] = []
         for held, outcome in batch:
-            match outcome:
-                case Done():
-                    result = None if outcome.result is None else msgspec.Raw(outcome.result)
-                    concludes.append(ConcludeClaim.of(held.job, result=result))
-                case Failed():
-                    facts = {"retry": outcome.retry, "retry_after_seconds": outcome.retry_after_seconds}
-                    fails.append(FailClaim.of(held.job, error=outcome.error, **facts))
-                case Released():
-                    releases.append(ReleaseClaim.of(held.job, delay_seconds=outcome.delay_seconds))
-                case _:
-                    assert_never(outcome)
+            if isinstance(outcome, Done):
+                result = None if outcome.result is None else msgspec.Raw(outcome.result)
+                concludes.append(ConcludeClaim.of(held.job, result=result))
+            elif isinstance(outcome, Failed):
+                facts = {"retry": outcome.retry, "retry_after_seconds": outcome.retry_after_seconds}
+                fails.append(FailClaim.of(held.job, error=outcome.error, **facts))
+            else:
+                releases.append(ReleaseClaim.of(held.job, delay_seconds=outcome.delay_seconds))
         if concludes:
             return await self._server.conclude_many(concludes, dequeue=dequeue)
         if fails:
@@ -195,15 +192,7 @@ class Reports:
             logger.warning("outcome_too_late", extra={"facts": {**facts, "code": result.code}})
         else:
             logger.info("outcome_told", extra={"facts": {**facts, "state": result.state}})
-            match outcome:
-                case Done():
-                    self._counters.concluded += 1
-                case Failed():
-                    self._counters.failed += 1
-                case Released():
-                    self._counters.released += 1
-                case _:
-                    assert_never(outcome)
+            self._counters.told(_VERBS[type(outcome)])
         self._end(held)
 
     def _untellable(self, held: Held, outcome: Told, error: Exception) -> None:
@@ -219,4 +208,4 @@ class Reports:
         self._over(held)
 
 
-_VERBS: Final[dict[type[Told], str]] = {Done: "conclude", Failed: "fail", Released: "release"}
+_VERBS: Final[dict[type[Told], Verb]] = {Done: "conclude", Failed: "fail", Released: "release"}

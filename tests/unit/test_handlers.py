@@ -28,10 +28,26 @@ from queue_actor.jobs import JobError
 def a_job(payload: object = None, **facts: Any) -> Job:
     """A job as it is dequeued."""
     told = {
-        "queue": "q", "id": 1, "type": "t", "state": "in_progress", "priority": 0, "meta": {}, "attempts": 1,
-        "traceparent": None, "unique_key": None, "created_at": "2027-01-15T08:00:00Z", "not_before": None,
-        "expires_at": None, "fails": 0, "stales": 0, "max_attempts": None, "consumer": "w", "payload": payload,
-        "cancel_requested": False, "reason": None, "finished_at": None,
+        "queue": "q",
+        "id": 1,
+        "type": "t",
+        "state": "in_progress",
+        "priority": 0,
+        "meta": {},
+        "attempts": 1,
+        "traceparent": None,
+        "unique_key": None,
+        "created_at": "2027-01-15T08:00:00Z",
+        "not_before": None,
+        "expires_at": None,
+        "fails": 0,
+        "stales": 0,
+        "max_attempts": None,
+        "consumer": "w",
+        "payload": payload,
+        "cancel_requested": False,
+        "reason": None,
+        "finished_at": None,
         "lease": {"fence": 7, "seconds": 30, "expires_at": "2027-01-15T08:00:30Z", "token": "secret"},
     }
     return msgspec.json.decode(msgspec.json.encode(told | facts), type=Job)
