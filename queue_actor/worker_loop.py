@@ -72,6 +72,7 @@ class Worker:
         self._asked = 0
         self._room = Bell()
         self._polling = True
+        self._in_threads: set[Held] = set()
         self._threads = anyio.CapacityLimiter(options.concurrency)
         self._tasks: anyio.abc.TaskGroup | None = None
         self._draining = anyio.Event()
@@ -80,7 +81,9 @@ class Worker:
 
     def statistics(self) -> Statistics:
         """Figures of this moment."""
-        return self._counters.statistics(running=self._running, waiting=len(self._waiting), unheard=len(self._reports))
+        return self._counters.statistics(
+            running=self._running, waiting=len(self._waiting), unheard=len(self._reports), threads=len(self._in_threads)
+        )
 
     # --- its life
 
@@ -281,9 +284,15 @@ class Worker:
         handler, job, running = held.handler, held.job, held.running
         assert handler is not None  # noqa: S101 - for the type checker: others are given back
         if handler.mode == "threads":
-            return await anyio.to_thread.run_sync(
-                handler.perform, job, running, abandon_on_cancel=True, limiter=self._threads
-            )
+
+            def perform() -> Outcome:
+                self._in_threads.add(held)
+                try:
+                    return handler.perform(job, running)
+                finally:
+                    self._in_threads.discard(held)
+
+            return await anyio.to_thread.run_sync(perform, abandon_on_cancel=True, limiter=self._threads)
         if handler.mode == "processes":
 
             def have(child: Child) -> None:
