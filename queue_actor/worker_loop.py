@@ -15,6 +15,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 from uuid import uuid4
 
@@ -253,6 +254,8 @@ class Worker:
 
         One whose lease may be old already, since its answer was long in coming, is extended first.
         """
+        if self._finished.is_set() or anyio.current_effective_deadline() == -inf:
+            return  # it ends at once, and begins with nothing more
         now = anyio.current_time()
         for held in [held for held in self._waiting if now < held.beat_at]:
             if self._running == self._options.concurrency:

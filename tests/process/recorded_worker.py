@@ -3,7 +3,8 @@
     recorded_worker.py URL MODE BACKEND HISTORY LEASE_SECONDS WORK_SECONDS CONCURRENCY
 
 Each call is two lines: one when it begins, so that a worker that is killed leaves an open call, and one with its
-answer. All processes of a machine have the same monotonic clock.
+answer. Nothing is repeated within a call, so that no answer is lost that is not written down. All processes of a
+machine have the same monotonic clock.
 """
 
 import json
@@ -120,7 +121,7 @@ async def main() -> None:
     else:
         app.job("work", mode=mode)(work_in_thread if mode == "threads" else work_in_child)  # type: ignore[arg-type] # one of them
     file = os.open(history, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    async with AsyncClient(url, timeout_seconds=3, repeat_seconds=2) as client:
+    async with AsyncClient(url, timeout_seconds=3, repeat_seconds=0) as client:
         server = RecordingClient(client, mode, file, float(lease))
         await app.run_async(
             server=server, lease_seconds=float(lease), concurrency=int(concurrency), prefetch=1, wait_seconds=1
