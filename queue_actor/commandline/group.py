@@ -55,7 +55,22 @@ REPEAT_SECONDS = 5.0
 """How long a command goes on after the first failure: somebody waits for it."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class ReaderLeft(Exception):
+    """Whoever read the output does no more."""
+
+
+class Commands(click.Group):
+    """A group that leaves it to `main` what becomes of a broken pipe; click would end the program with exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Carry the command out."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="queue-actor", prog_name=PROGRAM)
 def group() -> None:
     """A job queue over HTTP: serve it, fill it, work it off, look into it.
@@ -109,7 +124,7 @@ CODES: dict[type[Exception], int] = {
     ConfigurationError: EXIT_CONFIGURATION,
     UnlikeError: EXIT_DATA,
     BadLineError: EXIT_DATA,
-    BrokenPipeError: EXIT_PIPE,
+    ReaderLeft: EXIT_PIPE,
     OSError: EXIT_FILE,
     AccessRefused: EXIT_ACCESS,
     Busy: EXIT_LATER,
@@ -132,7 +147,7 @@ def _complain(error: Exception) -> None:
             text = "\n".join(safe(line) for line in shown.getvalue().splitlines())
         case click.Abort():
             text = "interrupted"
-        case BrokenPipeError():
+        case ReaderLeft():
             # What is still buffered has nowhere to go either, and Python would complain of it at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
