@@ -20,7 +20,7 @@ from queue_actor.client import (
     Unreachable,
 )
 from queue_actor.commandline.queues import condition
-from queue_actor.commandline.session import JSON_OPTION, Session, examples, with_session
+from queue_actor.commandline.session import JSON_OPTION, TIMEOUT_SECONDS, Session, examples, with_session
 from queue_actor.commandline.terminal import count, span
 from queue_actor.settings import PREFIX, SettingError, read_settings
 
@@ -177,7 +177,9 @@ def clock_difference(session: Session) -> float | None:
     try:
         context = ssl.create_default_context(cafile=target.ca_file)
         before = now()
-        answer = httpx.get(f"{target.url}/healthz", timeout=target.timeout_seconds, verify=context, trust_env=False)
+        answer = httpx.get(
+            f"{target.url}/healthz", timeout=target.timeout_seconds or TIMEOUT_SECONDS, verify=context, trust_env=False
+        )
         after = now()
         told = parsedate_to_datetime(answer.headers["Date"]).timestamp()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError):

@@ -34,7 +34,7 @@ from queue_actor.commandline.lines import BadLineError, UnlikeError
 from queue_actor.commandline.operate import cancel, purge, redrive
 from queue_actor.commandline.programs import serve, token, work
 from queue_actor.commandline.queues import pause, queues, resume
-from queue_actor.commandline.session import Caller, ConfigurationError, Target
+from queue_actor.commandline.session import TIMEOUT_SECONDS, Caller, ConfigurationError, Target
 from queue_actor.commandline.terminal import safe
 from queue_actor.commandline.top import top
 from queue_actor.commandline.transfer import export, import_
@@ -96,7 +96,7 @@ def connect(target: Target) -> Client:
         target.url,
         target.token,
         ca_file=target.ca_file,
-        timeout_seconds=target.timeout_seconds,
+        timeout_seconds=target.timeout_seconds or TIMEOUT_SECONDS,
         repeat_seconds=REPEAT_SECONDS,
     )
 

@@ -12,6 +12,9 @@ from queue_actor.commandline.jobs import REFERENCE, filter_options
 from queue_actor.commandline.session import JSON_OPTION, QUEUE_OPTION, Session, examples, with_session
 from queue_actor.commandline.terminal import count, shown_json
 
+BULK_SECONDS = 600.0
+"""How long a verb for all that match may take: a million jobs are not moved in a moment."""
+
 References = tuple[tuple[str | None, int], ...]
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only count them.")
@@ -120,6 +123,7 @@ def filter_of(where: dict[str, Any]) -> Filter:
 
 def _matching(session: Session, verb: str, where: Filter, facts: dict[str, Any], *, dry_run: bool, yes: bool) -> int:
     queue = session.queue
+    session.allow(BULK_SECONDS)
 
     def carry_out(*, dry: bool) -> Matched:
         done: Matched = getattr(session.client, VERBS[verb])(queue, dry_run=dry, **where, **facts)

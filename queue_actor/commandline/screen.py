@@ -100,9 +100,10 @@ def screen(snapshot: Snapshot | None, now: float, *, height: int | None) -> Rend
 
 
 QUEUE_COLUMNS = (
-    *("queue", "", "#scheduled", "#queued", "#in progress", "#dead", "#oldest"),
-    *("#in/min", "#out/min", "#done/min", "#failed/min"),
+    *("queue", "#sched", "#queued", "#leased", "#dead", "#oldest", "#in/m", "#out/m", "#done/m", "#fail/m"),
+    "",
 )
+"""The last ones are of a minute; short names, for a narrow terminal needs the room for those of queues."""
 CONSUMER_COLUMNS = ("consumer", "queue", "asked")
 FAILURE_COLUMNS = ("dead job", "type", "when", "after", "why")
 
@@ -148,9 +149,11 @@ def _rows(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], most: in
         if len(rows) <= most
         else [*rows[: most - 1], (Text(f"… {count(len(rows) - most + 1)} more", "dim"),)]
     )
-    made = table(columns, shown)
-    for column in made.columns:
+    made = table(columns, shown, gap=1)
+    for column, name in zip(made.columns, columns, strict=True):
         column.no_wrap, column.overflow = True, "ellipsis"
+        # Figures that are cut say nothing, so it is the texts that become narrower.
+        column.min_width = len(name) - 1 if name.startswith("#") else None
     return made
 
 
@@ -158,7 +161,6 @@ def _queue(queue: Queue) -> list[str | Text]:
     counts, rates = queue.counts, queue.per_minute
     return [
         queue.name,
-        condition(queue),
         count(counts["scheduled"]),
         count(counts["queued"]),
         count(counts["in_progress"]),
@@ -166,6 +168,7 @@ def _queue(queue: Queue) -> list[str | Text]:
         span(queue.oldest_age_seconds),
         *(count(round(rates[verb])) for verb in ("enqueue", "dequeue", "conclude")),
         Text(count(round(rates["fail"])), "red" if rates["fail"] else ""),
+        condition(queue),
     ]
 
 

@@ -50,7 +50,8 @@ class Target(NamedTuple):
     token: str | None
     queue: str | None
     """None: nobody has named one."""
-    timeout_seconds: float
+    timeout_seconds: float | None
+    """None: nobody has said."""
     ca_file: str | None
     """Certificates to trust instead of the system's."""
     file: Path | None
@@ -103,7 +104,7 @@ def find_target(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Tar
         url=(flags.get("url") or environment.get("QUEUE_ACTOR_URL") or configuration.url or URL).rstrip("/"),
         token=flags.get("token") or environment.get("QUEUE_ACTOR_TOKEN") or configuration.token,
         queue=flags.get("queue") or configuration.queue,
-        timeout_seconds=flags.get("timeout") or TIMEOUT_SECONDS,
+        timeout_seconds=flags.get("timeout"),
         ca_file=flags.get("ca_file") or configuration.ca_file,
         file=file,
     )
@@ -133,6 +134,11 @@ class Session:
                 raise ConfigurationError(str(error)) from error
             self._client = self._closing.enter_context(client)
         return self._client
+
+    def allow(self, seconds: float) -> None:
+        """Let requests take so long, unless the caller has said how long; before the client is used."""
+        if self.target.timeout_seconds is None:
+            self.target = self.target._replace(timeout_seconds=seconds)
 
     @property
     def queue(self) -> str:

@@ -122,9 +122,9 @@ def console(file: IO[str], environment: Mapping[str, str]) -> Console:
     return made
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, gap: int = 2) -> Table:
     """A table without lines."""
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), show_header=any(columns))
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0), show_header=any(columns))
     for name in columns:
         made.add_column(name.removeprefix("#"), justify="right" if name.startswith("#") else "left", overflow="fold")
     for row in rows:

@@ -20,7 +20,7 @@ from queue_actor.commandline.session import Session, examples, with_session
 KEY_SECONDS = 0.1
 """How long a key may have to wait."""
 KEY_BYTES = 64
-QUIT = frozenset(b"qQ\x03\x04")
+QUIT = frozenset(b"qQ\x04")
 EXIT_TERMINATED = 143
 
 
@@ -57,8 +57,12 @@ def top(session: Session, *, every: float, prefix: str | None, once: bool) -> No
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
         news.start()
+        shown: tuple[object, object] = (None, None)
         while not news.quit_asked(sys.stdin.fileno()):
-            live.update(screen(news.snapshot, session.caller.now(), height=console.size.height), refresh=True)
+            # Only what is new is drawn: the terminal may be far away.
+            if shown != (new := (news.snapshot, console.size)):
+                shown = new
+                live.update(screen(news.snapshot, session.caller.now(), height=console.size.height), refresh=True)
 
 
 class News:

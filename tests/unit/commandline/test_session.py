@@ -27,7 +27,7 @@ def test_what_nobody_says_has_its_default() -> None:
 
     assert target.url == "http://127.0.0.1:8080"
     assert (target.token, target.queue, target.ca_file, target.file) == (None, None, None, None)
-    assert target.timeout_seconds == 30
+    assert target.timeout_seconds is None
 
 
 def test_the_file_is_read_where_it_is_looked_for(home: Path) -> None:
