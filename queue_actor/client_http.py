@@ -57,10 +57,8 @@ def endpoint(url: str | None, token: str | None, environment: Mapping[str, str] 
     return Endpoint(url.rstrip("/"), None, headers)
 
 
-def transport_options(
-    place: Endpoint, ca_file: str | None, certificate: tuple[str, str] | None, connections_max: int
-) -> dict[str, Any]:
-    """What either transport of httpx is made with. Proxies that the environment names are not asked.
+def transport_options(place: Endpoint, ca_file: str | None, certificate: tuple[str, str] | None) -> dict[str, Any]:
+    """What a connection is made with; client_pool.py has many. Proxies that the environment names are not asked.
 
     Raises:
         OSError: A file cannot be read, or is no certificate (`ssl.SSLError`).
@@ -71,9 +69,7 @@ def transport_options(
             trust.load_cert_chain(*certificate)
     else:
         trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used: httpx would read all certificates of the system
-    limits = httpx.Limits(
-        max_connections=connections_max, max_keepalive_connections=connections_max, keepalive_expiry=IDLE_SECONDS
-    )
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_SECONDS)
     return {"verify": trust, "limits": limits, "uds": place.socket, "trust_env": False}
 
 

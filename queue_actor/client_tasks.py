@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -15,6 +16,7 @@ from queue_actor.client_answers import Chunk, Results
 from queue_actor.client_errors import ClientError, Closed
 from queue_actor.client_exchange import OK, Request, read
 from queue_actor.client_http import FAILURES, answer_of, endpoint, failure, timeout, transport_options
+from queue_actor.client_pool import TasksPool
 from queue_actor.client_repeats import Repeats
 from queue_actor.client_streams import Stream
 from queue_actor.coalescing import GATHER_SECONDS, LANES_MAX, Entry, Lane
@@ -102,10 +104,10 @@ class Connections:
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
         place = endpoint(url, token)
-        options = transport_options(place, ca_file, certificate, connections_max)
+        make = partial(httpx.AsyncHTTPTransport, **transport_options(place, ca_file, certificate))
         self._base = place.base
         self._http = httpx.AsyncClient(
-            transport=transport or httpx.AsyncHTTPTransport(**options), headers=place.headers, trust_env=False
+            transport=transport or TasksPool(make, connections_max), headers=place.headers, trust_env=False
         )
         self._timeout_seconds = timeout_seconds
         self._repeat_seconds = repeat_seconds

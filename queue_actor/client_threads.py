@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import Event, Lock
 from time import monotonic, sleep
 from types import TracebackType
@@ -14,6 +15,7 @@ from queue_actor.client_answers import Chunk, Results
 from queue_actor.client_errors import ClientError
 from queue_actor.client_exchange import OK, Request, read
 from queue_actor.client_http import FAILURES, answer_of, endpoint, failure, timeout, transport_options
+from queue_actor.client_pool import ThreadsPool
 from queue_actor.client_repeats import Repeats
 from queue_actor.client_streams import Stream
 from queue_actor.coalescing import LANES_MAX, Entry, Lane
@@ -95,10 +97,10 @@ class Connections:
         transport: httpx.BaseTransport | None,
     ) -> None:
         place = endpoint(url, token)
-        options = transport_options(place, ca_file, certificate, connections_max)
+        make = partial(httpx.HTTPTransport, **transport_options(place, ca_file, certificate))
         self._base = place.base
         self._http = httpx.Client(
-            transport=transport or httpx.HTTPTransport(**options), headers=place.headers, trust_env=False
+            transport=transport or ThreadsPool(make, connections_max), headers=place.headers, trust_env=False
         )
         self._timeout_seconds = timeout_seconds
         self._repeat_seconds = repeat_seconds

@@ -11,8 +11,8 @@ one at a time:
 
 What comes while a request is under way goes with the next one. A call is answered as if it had been alone: a refusal of
 one job is that of its own caller, and where a whole request is refused for what one job is, or since there is no room
-for all, it is taken apart. A request that may have been carried out is repeated as it was, under its key. Each call is
-repeated for so many seconds after the first failure that it knows of, and then has that failure.
+for all, it is taken apart. A request that may have been carried out is repeated as it was, under its key, until that is
+known. Each call is repeated for so many seconds after the first failure that held it up, and then has its last one.
 """
 
 import random
@@ -102,6 +102,7 @@ class Lane(Generic[T]):
         self._parts: deque[list[Entry[T]]] = deque()  # of a request that was taken apart: to be sent each for itself
         self._sent: list[Entry[T]] = []
         self._request: Request[Results[T]] | None = None  # under way, or to be repeated as it is
+        self._doubtful = False  # it may have been carried out, and so is repeated as it is whatever else it is told
         self._jobs_max = JOBS_MAX
         self._bytes_max = BYTES_MAX
         self.expected = 1  # calls that are likely to come soon, those that wait included
@@ -175,7 +176,7 @@ class Lane(Generic[T]):
             entry.end(result)
 
     def _settle(self) -> list[Entry[T]]:
-        sent, self._sent, self._request = self._sent, [], None
+        sent, self._sent, self._request, self._doubtful = self._sent, [], None, False
         return sent
 
     def failed(self, error: ClientError, now: float) -> float:
@@ -187,22 +188,21 @@ class Lane(Generic[T]):
                 entry.end(_of_one(error))
             return 0.0
         pause = self._pauses.next(error)
-        done_or_not = isinstance(error, Unreachable) and error.may_be_done
-        if not (done_or_not or (isinstance(error, Refused) and error.retryable == "repeat")):
-            # Nothing was done, so they may be sent in another company.
-            self._waiting = deque(self._all())
-            self._parts.clear()
-            self._settle()
-        self._expire(error, now, pause)
-        return pause
-
-    def _expire(self, error: ClientError, now: float, pause: float) -> None:
-        """End all calls that would be repeated for too long; those that wait are held up by the same failure."""
-        for entry in self._all():
+        for entry in self._all():  # those that wait are held up by the same failure
             entry.ends_at = now + self._repeat_seconds if entry.ends_at is None else entry.ends_at
-            if now + pause > entry.ends_at:
+        for entry in self._sent:
+            if now + pause > (entry.ends_at or 0.0):
                 entry.end(_of_one(error))
-        self._drop_ended()
+        lasting = _lasting(self._sent)
+        self._doubtful = self._doubtful or _may_be_done(error)
+        if not lasting:
+            self._settle()
+            return 0.0  # others have had no failure of their own yet
+        if not self._doubtful:
+            # Nothing was done, so they may be sent in another company.
+            self._waiting.extendleft(reversed(lasting))
+            self._settle()
+        return pause
 
     def _take_apart(self, refused: Refused) -> bool:
         """Whether the request was taken apart, so that nobody is refused for a neighbour."""
@@ -210,11 +210,15 @@ class Lane(Generic[T]):
             return False
         sent = self._settle()
         place = _PLACE.match(refused.field or "")
-        if place and refused.code in TELLS_OF_ONE and int(place["n"]) < len(sent):
+        if place and int(place["n"]) < len(sent):
             sent.pop(int(place["n"])).end(_of_one(refused))
             self._parts.appendleft(sent)
             return True
         half = (len(sent) + 1) // 2
+        if refused.code in NO_ROOM:
+            self._parts.appendleft(sent[:half])
+            self._waiting.extendleft(reversed(sent[half:]))
+            return True
         if refused.field == "jobs":
             self._jobs_max = half
         elif refused.code == "too_large":
@@ -234,6 +238,12 @@ class Lane(Generic[T]):
 def _lasting(entries: Iterable[Entry[T]]) -> list[Entry[T]]:
     """Those that have no outcome yet."""
     return [entry for entry in entries if entry.outcome is None]
+
+
+def _may_be_done(error: ClientError) -> bool:
+    if isinstance(error, Refused):
+        return error.retryable == "repeat"
+    return isinstance(error, Unreachable) and error.may_be_done
 
 
 def _of_one(error: ClientError) -> Any:
