@@ -43,13 +43,13 @@ def top(session: Session, *, every: float, prefix: str | None, once: bool) -> No
 
     The token needs the scope read. Rates are of the last minute, consumers those that asked in the last ten.
     """
-    gatherer = Gatherer(session.client, session.target.url, prefix)
     console = session.printer.out
+    if not once and not (console.is_terminal and sys.stdin.isatty()):
+        raise click.UsageError("the screen of this is a terminal: elsewhere say --once")
+    gatherer = Gatherer(session.client, session.target.url, prefix)
     if once:
         console.print(screen(gatherer.gather(), session.caller.now(), height=None))
         return
-    if not console.is_terminal or not sys.stdin.isatty():
-        raise click.UsageError("the screen of this is a terminal: elsewhere say --once")
     news = News(gatherer, every)
     with (
         ended_by_signal(),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from queue_actor.commandline.group import connect, main
+from queue_actor.commandline.group import main
 from tests.process.server import Server
 
 
@@ -30,12 +30,13 @@ class CommandLine:
         self.server = server
         self.url = f"http://{server.host}:{server.port}"
         self.environment = {"HOME": str(home), "QUEUE_ACTOR_URL": self.url}
+        self.clocks: dict[str, Any] = {}
         self._capsys = capsys
 
     def __call__(self, *arguments: str, code: int = 0) -> Ran:
         """Carry out a command that ends with an exit code."""
         self._capsys.readouterr()
-        ran = Ran(main(arguments, self.environment, connect=connect), *self._capsys.readouterr())
+        ran = Ran(main(arguments, self.environment, **self.clocks), *self._capsys.readouterr())
         assert ran.code == code, ran
         return ran
 
