@@ -38,7 +38,8 @@ def told() -> dict[str, Event]:
     """Each event in README.md."""
     events: dict[str, Event] = {}
     before = ALWAYS
-    for name, level, text in table((ROOT / "README.md").read_text(encoding="utf-8"), "events"):
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, level, text in table(document, "events") + table(document, "worker events"):
         _, _, named = text.partition(": ") if ": " in text else ("", "", text)
         fields = frozenset(re.findall(r"`(\w+)`", named)) | ALWAYS
         if "the same" in named:

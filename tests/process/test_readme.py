@@ -9,6 +9,7 @@ replaced by that of the test's own server.
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +110,29 @@ def test_the_commands_about_access_in_the_readme_work_as_printed(tmp_path: Path)
         ask = f'curl -sf -H "Authorization: Bearer $producer" http://{address}/v1/queues/images'
         wait = f"```sh access\nuntil {ask} > /dev/null; do sleep 0.1; done\n```"
         run_tour(document.replace(start, wait), address, tmp_path, "access")
+
+
+def test_the_five_lines_of_a_worker_do_a_job_as_the_readme_says(tmp_path: Path) -> None:
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = [
+        block["content"] for block in FENCED.finditer(document) if block["info"].split() == ["python", "worker"]
+    ]
+    assert len([line for line in lines.splitlines() if line]) == 5
+    (tmp_path / "thumbnails.py").write_text(lines)
+    command = "from thumbnails import app; app.run()"
+    assert f"`python -c '{command}'`" in document
+    with running_server() as server:
+        environment = {"QUEUE_ACTOR_URL": f"http://{server.host}:{server.port}", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        job = {"type": "resize", "payload": {"width": 1280, "height": 720}}
+        server.request("POST", "/v1/queues/images/enqueue", {"jobs": [job]})
+        with subprocess.Popen([sys.executable, "-c", command], env=os.environ | environment) as worker:
+            try:
+                done = server.request("GET", "/v1/queues/images/jobs/1?wait_seconds=20", seconds=TOUR_SECONDS).body
+                assert (done["state"], done["result"]) == ("concluded", {"pixels": 921_600})
+                worker.terminate()
+                assert worker.wait(TOUR_SECONDS) == 0
+            finally:
+                worker.kill()
 
 
 def test_the_worker_in_the_readme_is_the_one_that_does_real_work() -> None:
