@@ -88,6 +88,17 @@ def tasks(respond: Respond | RespondAsync, **options: Any) -> AsyncClient:
     return AsyncClient(transport=httpx.MockTransport(respond), **options)
 
 
+JOB = {
+    "queue": "q", "id": 1, "type": "t", "state": "queued", "priority": 0, "meta": {}, "traceparent": None,
+    "unique_key": None, "created_at": "2027-01-15T08:00:00Z", "not_before": None, "expires_at": None,
+    "attempts": 1, "fails": 0, "stales": 0, "max_attempts": None, "consumer": None, "lease": None,
+    "cancel_requested": False, "reason": None, "finished_at": None,
+}  # fmt: skip
+QUEUE = {
+    "name": "q", "exists": True, "paused": False, "declared": False, "counts": {}, "oldest_age_seconds": None,
+    "per_minute": {}, "waiters": 0, "consumers": [], "last_id": 0, "policy": {},
+}  # fmt: skip
+
 BROKE = httpx.ReadError("reset")
 NOBODY = httpx.ConnectError("refused")
 
@@ -401,12 +412,6 @@ async def test_a_backup_waits_for_the_other_one_and_tells_when_it_breaks_off(sle
 
 
 async def test_a_wait_goes_on_until_the_job_has_ended_or_the_time_is_up(slept: list[float]) -> None:
-    job = {
-        "queue": "q", "id": 1, "type": "t", "state": "queued", "priority": 0, "meta": {}, "traceparent": None,
-        "unique_key": None, "created_at": "2027-01-15T08:00:00Z", "not_before": None, "expires_at": None,
-        "attempts": 1, "fails": 0, "stales": 0, "max_attempts": None, "consumer": None, "lease": None,
-        "cancel_requested": False, "reason": None, "finished_at": None,
-    }  # fmt: skip
     asked: list[str] = []
 
     def respond(request: httpx.Request) -> httpx.Response:
@@ -415,7 +420,7 @@ async def test_a_wait_goes_on_until_the_job_has_ended_or_the_time_is_up(slept: l
         if float(wait) > 10:
             return problem("invalid", 400, "wait_seconds")
         slept.append(float(wait))
-        return httpx.Response(200, json=job | {"state": "concluded" if len(asked) > 3 else "queued"})
+        return httpx.Response(200, json=JOB | {"state": "concluded" if len(asked) > 3 else "queued"})
 
     with threads(respond) as client:
         assert client.wait_for_end("q", 1).finished
@@ -424,6 +429,24 @@ async def test_a_wait_goes_on_until_the_job_has_ended_or_the_time_is_up(slept: l
         slept.clear()
         assert not client.wait_for_end("q", 1, seconds=0).finished
         assert asked == ["0"]
+    asked.clear()
+    async with tasks(respond) as client_of_tasks:
+        assert (await client_of_tasks.wait_for_end("q", 1)).finished
+    assert len(asked) == 4
+
+
+async def test_pages_are_asked_for_until_the_last() -> None:
+    def respond(request: httpx.Request) -> httpx.Response:
+        cursor = request.url.params.get("cursor")
+        following = {"next_cursor": None if cursor else "7"}
+        return httpx.Response(200, json={"jobs": [JOB], "queues": [QUEUE], **following})
+
+    with threads(respond) as client:
+        assert [job.id for job in client.jobs("q")] == [1, 1]
+        assert [queue.name for queue in client.queues()] == ["q", "q"]
+    async with tasks(respond) as asked:
+        assert [job.id async for job in asked.jobs("q")] == [1, 1]
+        assert [queue.name async for queue in asked.queues()] == ["q", "q"]
 
 
 # --- connections
