@@ -26,12 +26,8 @@ class Reference(click.ParamType[tuple[str | None, int]]):
 
     name = "job"
 
-    def convert(
-        self, value: str | tuple[str | None, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str | None, int]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
         """The queue if it is named, and the id."""
-        if isinstance(value, tuple):
-            return value
         queue, _, id_ = value.rpartition("/")
         if not re.fullmatch(r"[0-9]{1,16}", id_):
             self.fail(f"{value!r} is no job: it is written 17, or images/17", param, ctx)
@@ -43,10 +39,8 @@ class MomentType(click.ParamType[datetime]):
 
     name = "time"
 
-    def convert(self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """The time."""
-        if isinstance(value, datetime):
-            return value
         if found := re.fullmatch(r"([0-9]{1,9})([smhd])", value):
             return datetime.now(UTC) - timedelta(seconds=int(found[1]) * UNITS[found[2]])
         try:

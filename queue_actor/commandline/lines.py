@@ -23,6 +23,8 @@ BATCH_JOBS_MAX = 1_000
 """What a server takes in one request unless it was told otherwise."""
 BATCH_BYTES_MAX = 512 * 1024
 """Half of what a server takes in one request unless it was told otherwise."""
+BAD_LINES_MAX = 1_000
+"""A batch with more of them is sent as it is: they are kept in memory until then."""
 HEAD_BYTES_MAX = 64 * 1024
 """How much of what was sent is looked at, to see whether it is still the same file."""
 
@@ -163,6 +165,10 @@ def read_batches(
             end += _rest_of_line(file, line)
             batch.bad.append((number, str(error)))
             job = None
+            if len(batch.bad) >= BAD_LINES_MAX:
+                yield batch._replace(lines=number, offset=end)
+                batch, size = Batch("", [], [], [], number, end), 0
+                continue
         if job is not None:
             if batch.contents and (
                 job.queue != batch.queue or len(batch.contents) >= jobs_max or size + len(job.content) > BATCH_BYTES_MAX

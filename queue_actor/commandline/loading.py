@@ -19,7 +19,6 @@ from queue_actor.client import Busy, Enqueued, OutcomeUnknown, Refused, Results,
 from queue_actor.client_exchange import Request
 from queue_actor.commandline.lines import (
     BATCH_JOBS_MAX,
-    HEAD_BYTES_MAX,
     BadLineError,
     Batch,
     Prepare,
@@ -100,19 +99,20 @@ def load_lines(
     call = {"server": session.target.url, **call, "batch": str(load.batch)}
     with ExitStack() as closing:
         if source == STANDARD_INPUT:
-            file, beside, progress, size = sys.stdin.buffer, None, new_progress(call), None
+            file, beside, found, size = sys.stdin.buffer, None, None, None
         else:
             path = Path(source)
             file = closing.enter_context(path.open("rb"))
             beside = Beside(path, path.with_name(f"{path.name}.progress"))
             found = None if load.restart else read_progress(beside.kept, path, call)
-            progress, size = found or new_progress(call), path.stat().st_size
-            if found:
+            size = path.stat().st_size
+            if found is not None:
                 session.printer.note(f"going on at line {count(found.lines + 1)}")
                 file.seek(found.offset)
+        progress = found or new_progress(call)
         bad = None
         if load.bad_lines is not None:
-            bad = closing.enter_context(Path(load.bad_lines).open("ab" if progress.lines else "wb"))
+            bad = closing.enter_context(Path(load.bad_lines).open("wb" if found is None else "ab"))
         sender = Sender(session, progress, beside, bad, load.patience)
         begun, first, prepare = time.monotonic(), progress.lines, prepare_at(progress.begun)
         with bar(session, size) as show:
@@ -161,8 +161,8 @@ class Sender:
                 self._skip(number, reason)
         results = self._enqueued(batch)
         for number, result in zip(self._numbers(batch), results, strict=True):
-            if isinstance(result, Refused):
-                self._is_bad(number, f"{result.code}: {result.detail}")
+            if isinstance(result, Refused):  # alone: its neighbours are enqueued
+                self._note(number, f"{result.code}: {result.detail}")
             elif result.existing:
                 progress.existing += 1
             else:
@@ -201,16 +201,22 @@ class Sender:
                 return self._session.client.send(request)
             except (Busy, OutcomeUnknown, Unreachable):
                 if time.monotonic() + pause > deadline:
-                    self._session.printer.note(
-                        f"lines {batch.numbers[0]} to {batch.numbers[-1]} are in doubt{self._how}"
-                    )
+                    which = f"lines {batch.numbers[0]} to {batch.numbers[-1]}"
+                    self._session.printer.note(f"{which} are not enqueued, as far as is known{self._how}")
                     raise
             self._session.caller.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
     def _skip(self, number: int, reason: str) -> None:
-        """Leave a line out, this time and whenever the batch is repeated: with others it would be another request."""
-        self._is_bad(number, reason)
+        """Leave a line out, this time and whenever the batch is repeated: with others it would be another request.
+
+        Raises:
+            BadLineError: Nobody wants to know of others.
+        """
+        if self._bad is None:
+            first = self._progress.lines + 1
+            raise BadLineError(f"line {number}: {reason}; nothing is enqueued from line {first} on")
+        self._note(number, reason)
         self._progress.skipped.append(number)
         self._keep()
 
@@ -220,23 +226,17 @@ class Sender:
             return "; the same call goes on where this one ended"
         return ", and all before are enqueued; go on with --from-line"
 
-    def _is_bad(self, number: int, reason: str) -> None:
-        """Note a line that is no job.
-
-        Raises:
-            BadLineError: There is nowhere to note it.
-        """
-        if self._bad is None:
-            first = self._progress.lines + 1
-            raise BadLineError(f"line {number}: {reason}; nothing is enqueued from line {first} on")
+    def _note(self, number: int, reason: str) -> None:
         self._progress.bad += 1
-        self._bad.write(msgspec.json.encode({"line": number, "reason": reason}) + b"\n")
-        self._bad.flush()
+        if self._bad is None:
+            self._session.printer.note(f"line {number}: {reason}")
+        else:
+            self._bad.write(msgspec.json.encode({"line": number, "reason": reason}) + b"\n")
+            self._bad.flush()
 
     def _keep(self) -> None:
         if self._beside is not None:
-            if not self._progress.head or self._progress.offset < 2 * HEAD_BYTES_MAX:
-                self._progress.head = head_of(self._beside.file, self._progress.offset)
+            self._progress.head = head_of(self._beside.file, self._progress.offset)
             write_progress(self._beside.kept, self._progress)
 
 

@@ -53,12 +53,8 @@ class AppReference(click.ParamType[tuple[str, str]]):
 
     name = "module:app"
 
-    def convert(
-        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """The two names."""
-        if isinstance(value, tuple):
-            return value
         module, _, name = value.partition(":")
         if not module or not name:
             self.fail(f"{value!r} is no app: it is written MODULE:APP, such as tasks:app", param, ctx)
@@ -77,14 +73,18 @@ class AppReference(click.ParamType[tuple[str, str]]):
 @click.option("--prefetch", type=click.IntRange(0), help="Jobs that are leased beyond those that run.")
 @click.option("--lease", "lease_seconds", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Of leases.")
 @click.option("--grace", "grace_seconds", type=click.FloatRange(0), metavar="SECONDS", help="For handlers at SIGTERM.")
+@click.option("--order", type=click.Choice(["listed", "fair"]), help="Of several queues: as named, or in turn.")
+@click.option("--backend", type=click.Choice(["asyncio", "trio"]), help="What runs asynchronous handlers.")
+@click.option("--log", type=click.Choice(["text", "json"]), help="The shape of log lines on standard error.")
 @click.option("--consumer", metavar="NAME", help="The worker's name; else that of the machine and the process.")
 @with_session
-def work(session: Session, *, app: tuple[str, str], queues: tuple[str, ...], **options: Any) -> None:
+def work(session: Session, *, app: tuple[str, str], queues: tuple[str, ...], **options: Any) -> int:
     """Work jobs off with the handlers of an app, until SIGTERM. A second one stops at once."""
     given = {name: value for name, value in options.items() if value is not None}
     if queues:
         given["queues"] = queues
-    found(*app).run(url=session.target.url, token=session.target.token, **given)
+    status: int = found(*app).run(url=session.target.url, token=session.target.token, **given)
+    return status
 
 
 def found(module: str, name: str) -> Any:

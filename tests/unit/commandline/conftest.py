@@ -50,6 +50,10 @@ class FakeServer:
         """Have the connection broken instead."""
         self._add(route, httpx.ReadError("broken"))
 
+    def forget(self, route: str) -> None:
+        """Have a route answer as is said from now on."""
+        self._answers.pop(route, None)
+
     def _add(self, route: str, answer: httpx.Response | Exception) -> None:
         self._answers.setdefault(route, deque()).append(answer)
 
