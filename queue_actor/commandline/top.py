@@ -10,6 +10,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 import click
 from rich.live import Live
@@ -50,13 +51,12 @@ def top(session: Session, *, every: float, prefix: str | None, once: bool) -> No
     if once:
         console.print(screen(gatherer.gather(), session.caller.now(), height=None))
         return
-    news = News(gatherer, every)
     with (
         ended_by_signal(),
         keyboard(sys.stdin.fileno()),
         Live(console=console, screen=True, auto_refresh=False) as live,
+        News(gatherer, every) as news,
     ):
-        news.start()
         shown: tuple[object, object] = (None, None)
         while not news.quit_asked(sys.stdin.fileno()):
             # Only what is new is drawn: the terminal may be far away.
@@ -72,17 +72,28 @@ class News:
         self.snapshot: Snapshot | None = None
         self._gatherer = gatherer
         self._every = every
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def start(self) -> None:
-        """Begin to ask; the thread ends with the program."""
+    def __enter__(self) -> Self:
+        """Begin to ask."""
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ask no more. An answer that is still waited for is not waited for here."""
+        self._stopped.set()
+        self._thread.join(KEY_SECONDS)
 
     def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            self.snapshot = self._gatherer.gather()
-            pause.wait(self._every)
+        while not self._stopped.is_set():
+            try:
+                self.snapshot = self._gatherer.gather()
+            except RuntimeError:
+                if not self._stopped.is_set():
+                    raise
+                return  # the client was closed meanwhile
+            self._stopped.wait(self._every)
 
     def quit_asked(self, descriptor: int) -> bool:
         """Whether somebody has pressed a key that ends it, waited for a little."""
