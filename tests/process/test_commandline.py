@@ -295,6 +295,50 @@ def test_serve_becomes_the_server(tmp_path: Path) -> None:
         assert server.wait(seconds=10) == 0
 
 
+TASKS = """
+import os
+from queue_actor.worker import App
+
+app = App(queue="images")
+
+@app.job("resize")
+def resize(width: int) -> dict[str, int]:
+    return {"width": width, "process": os.getpid()}
+
+@app.job("crop", mode="processes")
+def crop(width: int) -> dict[str, int]:
+    return {"width": width, "process": os.getpid()}
+"""
+
+
+def test_work_does_the_jobs_of_an_app_until_it_is_asked_to_end(call: CommandLine, tmp_path: Path) -> None:
+    """Also in child processes, which find the module where the worker did: in the working directory."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    call("enqueue", "resize", "-q", "images", "-p", "320")
+    call("enqueue", "crop", "-q", "images", "-p", "640")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "queue_actor", "work", "tasks:app", "--concurrency", "1", "--log", "json"],
+        cwd=tmp_path,
+        env=call.environment | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        results = [
+            call("job", f"images/{id_}", "--wait", "30", "--json", "--timeout", "60").lines[0]["result"]
+            for id_ in (1, 2)
+        ]
+        assert [result["width"] for result in results] == [320, 640]
+        assert results[0]["process"] == worker.pid != results[1]["process"]
+        worker.terminate()
+        _, log = worker.communicate(timeout=30)
+        assert worker.returncode == 0, log
+        assert "worker_ended" in log
+    finally:
+        worker.kill()
+        worker.wait()
+
+
 # --- what the terminal is spared
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"

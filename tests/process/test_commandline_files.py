@@ -208,7 +208,9 @@ def test_a_queue_that_is_full_is_waited_for(call: CommandLine, queue: str, tmp_p
     file = write_jobs(tmp_path / "jobs.ndjson", 3_000)
     ran = call("enqueue", "-f", str(file), "-q", queue, "--patience", "0.2", code=75)
     assert "queue_full" in ran.err
-    assert "lines 1001 to 2000 are not enqueued, as far as is known; the same call goes on where this one ended" in ran.err
+    assert (
+        "lines 1001 to 2000 are not enqueued, as far as is known; the same call goes on where this one ended" in ran.err
+    )
 
     program = Program(call, "enqueue", "-f", str(file), "-q", queue, "--patience", "30")
     call.server.request("PUT", f"/v1/queues/{queue}", {})
