@@ -88,6 +88,26 @@ TOGETHER = [name for name, shell in SHELLS.items() if shell.coalesce]
 _numbers = count(1)
 
 
+class Tally:
+    """What several tasks bring, and a way to wait until there is so much of it."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._awaited: list[tuple[int, anyio.Event]] = []
+
+    def add(self, item: object) -> None:
+        self.items.append(item)
+        for number, event in self._awaited:
+            if len(self.items) >= number:
+                event.set()
+
+    async def reaches(self, number: int) -> None:
+        """Returns when there are so many."""
+        if len(self.items) < number:
+            self._awaited.append((number, anyio.Event()))
+            await self._awaited[-1][1].wait()
+
+
 def scenario(play: Scenario) -> Callable[..., None]:
     """A test of each shell; `queue` is one that nobody else uses."""
 

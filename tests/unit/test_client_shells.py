@@ -3,6 +3,7 @@
 Time is virtual: Trio's clock jumps, and that of the threads' client is moved by its own pauses.
 """
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -299,6 +300,35 @@ async def test_calls_that_outlive_the_client_are_ended() -> None:
         nursery.start_soon(call, client)
         await trio.testing.wait_all_tasks_blocked()
     assert len(ended) == 1
+
+
+def test_a_block_that_is_cancelled_ends_at_once_on_trio_and_on_asyncio() -> None:
+    async def block(under_way: Callable[[], object]) -> None:
+        async def never(_: httpx.Request) -> httpx.Response:
+            under_way()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        async with tasks(never) as client:
+            await client.enqueue("q", "t")
+
+    async def on_asyncio() -> None:
+        under_way = asyncio.Event()
+        task = asyncio.create_task(block(under_way.set))
+        await under_way.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    async def on_either() -> None:
+        with anyio.CancelScope() as scope:
+            await block(scope.cancel)
+        assert scope.cancelled_caught
+
+    anyio.run(on_asyncio, backend="asyncio")
+    for backend in ("asyncio", "trio"):
+        anyio.run(on_either, backend=backend)
 
 
 async def test_an_async_client_is_a_block() -> None:
