@@ -11,12 +11,13 @@ Verb = Literal["conclude", "fail", "release"]
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of a worker, of this moment. All but the first three count from its start.
+    """Figures of a worker, of this moment. All but the first four count from its start.
 
     Attributes:
         running: Handlers at work; those that have been asked to stop and have not yet are among them.
         waiting: Jobs that are leased and wait for a place to run.
         unheard: Jobs whose outcome the server has not yet confirmed.
+        threads: Threads in which handlers are at work, also those that are waited for no more.
         dequeued: Jobs that were handed out to the worker.
         concluded: Jobs that were done.
         failed: Attempts that failed, those that were rejected or that came to a limit among them.
@@ -38,6 +39,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     waiting: int
     unheard: int
+    threads: int
     dequeued: int
     concluded: int
     failed: int

@@ -157,7 +157,8 @@ class Held:
         """What the handler has reported; it goes with the next heartbeat, which comes soon."""
         self._progress = progress
         self._progressed_at = anyio.current_time()
-        self.beat_at = min(self.beat_at, self._beaten_at + PROGRESS_SECONDS)
+        if self.beat_at < inf:
+            self.beat_at = min(self.beat_at, self._beaten_at + PROGRESS_SECONDS)
         self.changed()
 
     def claim(self) -> ExtendClaim:
@@ -317,6 +318,7 @@ class Heartbeats:
             if any(held.beat_at <= now for held in alive):
                 # Those that are due soon go along.
                 due = [held for held in alive if held.beat_at <= now + held.lease_seconds / 24]
+                due.sort(key=lambda held: held.beat_at)
                 await self._extend(due[:BEAT_JOBS_MAX], min(held.lease_seconds for held in alive))
             else:
                 await self._beats.wait(min((held.beat_at for held in alive), default=inf))

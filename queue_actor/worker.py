@@ -200,8 +200,8 @@ class App:
 
         statistics = anyio.run(main, backend=backend)
         status = LEFT_BEHIND if statistics.unreported else 0
-        if statistics.running:
-            logger.error("threads_left", extra={"facts": {"threads": statistics.running}})
+        if statistics.threads:
+            logger.error("threads_left", extra={"facts": {"threads": statistics.threads}})
             logging.shutdown()
             sys.stdout.flush()
             leave(status)

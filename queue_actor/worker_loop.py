@@ -15,6 +15,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 from uuid import uuid4
 
@@ -72,6 +73,7 @@ class Worker:
         self._asked = 0
         self._room = Bell()
         self._polling = True
+        self._in_threads: set[Held] = set()
         self._threads = anyio.CapacityLimiter(options.concurrency)
         self._tasks: anyio.abc.TaskGroup | None = None
         self._draining = anyio.Event()
@@ -80,7 +82,9 @@ class Worker:
 
     def statistics(self) -> Statistics:
         """Figures of this moment."""
-        return self._counters.statistics(running=self._running, waiting=len(self._waiting), unheard=len(self._reports))
+        return self._counters.statistics(
+            running=self._running, waiting=len(self._waiting), unheard=len(self._reports), threads=len(self._in_threads)
+        )
 
     # --- its life
 
@@ -250,6 +254,8 @@ class Worker:
 
         One whose lease may be old already, since its answer was long in coming, is extended first.
         """
+        if self._finished.is_set() or anyio.current_effective_deadline() == -inf:
+            return  # it ends at once, and begins with nothing more
         now = anyio.current_time()
         for held in [held for held in self._waiting if now < held.beat_at]:
             if self._running == self._options.concurrency:
@@ -281,9 +287,15 @@ class Worker:
         handler, job, running = held.handler, held.job, held.running
         assert handler is not None  # noqa: S101 - for the type checker: others are given back
         if handler.mode == "threads":
-            return await anyio.to_thread.run_sync(
-                handler.perform, job, running, abandon_on_cancel=True, limiter=self._threads
-            )
+
+            def perform() -> Outcome:
+                self._in_threads.add(held)
+                try:
+                    return handler.perform(job, running)
+                finally:
+                    self._in_threads.discard(held)
+
+            return await anyio.to_thread.run_sync(perform, abandon_on_cancel=True, limiter=self._threads)
         if handler.mode == "processes":
 
             def have(child: Child) -> None:

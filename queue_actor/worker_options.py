@@ -62,7 +62,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("queues is empty: a worker takes jobs of at least one")
         if self.concurrency < 1:
             raise ValueError(f"concurrency is {self.concurrency}, and not at least 1")
-        for name in ("prefetch", "wait_seconds", "grace_seconds"):
+        if self.wait_seconds <= 0:
+            raise ValueError(f"wait_seconds is {self.wait_seconds}, and not more than 0: it would ask without a pause")
+        for name in ("prefetch", "grace_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, and not at least 0")
 

@@ -802,15 +802,20 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_holds_at_once(log: Lo
         assert worker.statistics().unreported == 0
 
 
-async def test_a_worker_that_is_cancelled_gives_back_what_it_holds() -> None:
-    app, _ = sleeper(3_600)
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+async def test_a_worker_that_ends_at_once_begins_with_nothing_more(how: str) -> None:
+    app, runs = sleeper(3_600)
     async with world() as here:
-        (id_,) = await here.enqueue("sleep")
-        worker, life = here.start(app)
-        await until(lambda: worker.statistics().running == 1)
-        life.scope.cancel()
+        ids = await here.enqueue(*["sleep"] * 3)
+        worker, life = here.start(app, concurrency=1, prefetch=2)
+        await until(lambda: worker.statistics().waiting == 2)
+        if how == "cancelled":
+            life.scope.cancel()
+        else:
+            worker.stop()
         await life.end()
-        assert await here.outcomes(id_) == ["released"]
+        assert [await here.outcomes(id_) for id_ in ids] == [["released"]] * 3
+        assert [run[0] for run in runs] == [ids[0]]
 
 
 async def test_what_a_stopped_worker_could_not_tell_is_reported(log: Log) -> None:

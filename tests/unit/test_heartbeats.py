@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 
+from queue_actor import heartbeats
 from queue_actor.client_answers import Extended, Results
 from queue_actor.client_bodies import ExtendClaim
 from queue_actor.client_errors import Refused, refusal
@@ -198,4 +199,28 @@ async def test_a_job_that_does_not_end_for_its_cancel_is_looked_at_again() -> No
         await trio.sleep(200)
         assert [reason for _, _, reason in here.stopped] == ["cancelled"]
         assert here.counters.extended > 15
+        nursery.cancel_scope.cancel()
+
+
+async def test_progress_does_not_bring_back_a_lease_that_is_to_lapse() -> None:
+    async with trio.open_nursery() as nursery:
+        here = await bench(nursery)
+        held = here.hold(run_seconds=5)
+        await trio.sleep(6)
+        held.running.report(1)
+        await trio.sleep(100)
+        assert here.server.beats == []
+        assert [reason for _, _, reason in here.stopped] == ["time_limit", "lost"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_of_many_leases_those_that_are_due_first_are_extended_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "BEAT_JOBS_MAX", 2)
+    async with trio.open_nursery() as nursery:
+        here = await bench(nursery)
+        early = [here.hold(id_) for id_ in (3, 2, 1)]
+        for held, seconds in zip(early, (0.3, 0.2, 0.1), strict=True):
+            held.beat_at = seconds
+        await trio.sleep(0.35)
+        assert [ids for _, ids in here.server.beats] == [[1, 2], [3]]
         nursery.cancel_scope.cancel()
