@@ -154,7 +154,7 @@ class Sender:
     def send(self, batch: Batch) -> None:
         """Have the jobs of a batch enqueued, and note that they are."""
         progress = self._progress
-        if progress.offset == 0 or not progress.head:
+        if not progress.head:
             self._keep()  # the run has to be known before anything is sent under its name
         for number, reason in batch.bad:
             if number not in progress.skipped:

@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import select
 import sys
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from queue_actor.commandline.programs import found
 from queue_actor.commandline.screen import REMEMBERED_MAX, Gatherer, Snapshot, screen, shares
 from queue_actor.commandline.session import Target
 from queue_actor.commandline.top import News, ended_by_signal
+from tests.process.server import eventually
 from tests.unit.commandline.conftest import NOW, URL, Command, FakeServer, job_document, queue_document
 
 QUEUES = "GET /v1/queues"
@@ -332,7 +334,9 @@ def test_top_runs_on_a_terminal_until_q_is_pressed(
         nonlocal seen
         while b"no dead jobs" not in seen:
             seen += os.read(master, 65_536)
-        os.write(master, b"xq")
+        os.write(master, b"x")  # which means nothing, and changes nothing
+        assert eventually(lambda: not select.select([slave], [], [], 0)[0])
+        os.write(master, b"q")
 
     reader = threading.Thread(target=person, daemon=True)
     with os.fdopen(slave, "r", closefd=False) as keys, os.fdopen(slave, "w", closefd=False) as display:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from queue_actor.commandline import loading, terminal
+from queue_actor.commandline.lines import HEAD_BYTES_MAX
 from tests.unit.commandline.conftest import Command, FakeServer
 
 ENQUEUE = "POST /v1/queues/q/enqueue"
@@ -67,6 +68,8 @@ def test_a_large_batch_can_be_gone_on_after_too(command: Command, server: FakeSe
     server.answers(ENQUEUE, results(1, 2))
     server.breaks(ENQUEUE)
     assert command("enqueue", "-f", str(file), "-q", "q", "--patience", "0").code == 69
+    kept = json.loads((tmp_path / "large.ndjson.progress").read_text())
+    assert kept["offset"] > 2 * HEAD_BYTES_MAX
     server.forget(ENQUEUE)
     server.answers(ENQUEUE, results(3, 4))
 
@@ -93,6 +96,19 @@ def test_a_line_that_was_left_out_is_left_out_again(
     assert (
         json.loads(bad.read_text()) == {"line": 2, "reason": "invalid: it is invalid (type)"} or bad.read_text() == ""
     )
+
+
+def test_a_line_that_is_no_json_is_noted_once_though_its_batch_is_sent_twice(
+    command: Command, server: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs").write_text('x\n{"type":"a"}\n')
+    call = ("enqueue", "-f", str(tmp_path / "jobs"), "-q", "q", "--bad-lines", str(tmp_path / "bad"), "--patience", "0")
+    server.breaks(ENQUEUE)
+    assert command(*call).code == 69
+    server.forget(ENQUEUE)
+    server.answers(ENQUEUE, results(1))
+    assert command(*call).out.startswith("2 lines, 1 jobs enqueued, 1 bad lines, in ")
+    assert len((tmp_path / "bad").read_text().splitlines()) == 1
 
 
 def test_a_file_of_nothing_but_bad_lines_sends_nothing(command: Command, server: FakeServer, tmp_path: Path) -> None:
