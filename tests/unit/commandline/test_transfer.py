@@ -24,6 +24,8 @@ def test_an_export_goes_on_at_the_page_of_the_queue_where_it_ended(
     assert command("export", "--all", "-o", str(file)).code == 69
     assert len(file.read_text().splitlines()) == 2
 
+    with file.open("a") as torn:
+        torn.write('{"id": 9, "padding": "' + "x" * 10_000)  # of a page that was not noted any more
     server.requests.clear()
     server.forget("GET /v1/queues/b/jobs")
     server.answers("GET /v1/queues/b/jobs", page(job_document(3)))
