@@ -1,6 +1,7 @@
 """Look at jobs: `jobs` finds them, `job` shows one whole."""
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -102,11 +103,18 @@ def jobs(
     query |= {"order": "newest" if newest else "oldest", "limit": min(limit, PAGE_JOBS)}
     if state:
         query["state"] = state
-    found = islice(session.client.jobs(session.queue, **query), limit)
+    matching = session.client.jobs(session.queue, **query)
+    found = islice(matching, limit)
     if session.printer.as_json:
         for one in found:
             session.printer.raw(shown_json(msgspec.json.encode(one)))
-        return
+    else:
+        _table(session, found, content=content)
+    if next(matching, None) is not None:
+        session.printer.note("there are more: say --limit")
+
+
+def _table(session: Session, found: Iterable[Job], *, content: bool) -> None:
     columns = ["#id", "type", "state", "#priority", "#attempts", "age", "consumer", "note"]
     columns += ["payload", "result"] * content
     session.printer.table(columns, [_row(one, session.caller.now(), content=content) for one in found])

@@ -31,7 +31,8 @@ def serve(settings: tuple[str, ...]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "web", *settings])  # noqa: S606 - it becomes the server
 
 
-serve.epilog = f"{serve.epilog}\n\n\b\n{help_text().partition(chr(10) * 2)[2]}"
+# Each paragraph is to be left as it is.
+serve.epilog = "\n\n".join([serve.epilog or "", *(f"\b\n{part}" for part in help_text().split("\n\n")[1:])])
 
 
 @click.command(

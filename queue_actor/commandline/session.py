@@ -159,7 +159,9 @@ SERVER_OPTIONS = (
     ),
     click.option("--timeout", metavar="SECONDS", type=click.FloatRange(0.1, 3600), help="For each request; 30."),
 )
-QUEUE_OPTION = click.option("-q", "--queue", metavar="QUEUE", help=f"The queue; else that of the file, else {QUEUE}.")
+QUEUE_OPTION = click.option(
+    "-q", "--queue", metavar="QUEUE", help=f"The queue; else that of the configuration, else {QUEUE}."
+)
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="JSON for programs instead of text for people.")
 
 

@@ -110,6 +110,8 @@ def test_jobs_are_found_by_what_they_are(call: CommandLine, queue: str) -> None:
     assert found() == [1, 2, 3]
     assert found("--newest") == [3, 2, 1]
     assert found("--newest", "--limit", "2") == [3, 2]
+    assert call("jobs", "-q", queue, "--limit", "2").err == "there are more: say --limit\n"
+    assert call("jobs", "-q", queue, "--limit", "3").err == ""
     assert found("--type", "a") == [1, 3]
     assert found("--state", "dead") == [dead] == [1]
     assert found("--state", "dead", "--state", "queued") == [1, 3]
