@@ -19,6 +19,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import click
@@ -70,8 +71,16 @@ class Commands(click.Group):
             raise ReaderLeft from error
 
 
+def installed_version() -> str:
+    """The version that was installed; a folder of sources has none."""
+    try:
+        return metadata.version(PROGRAM)
+    except metadata.PackageNotFoundError:
+        return "from its sources"
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="queue-actor", prog_name=PROGRAM)
+@click.version_option(installed_version(), prog_name=PROGRAM)
 def group() -> None:
     """A job queue over HTTP: serve it, fill it, work it off, look into it.
 

@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ import pytest
 
 import queue_actor.__main__
 from queue_actor.commandline import group as module
-from queue_actor.commandline.group import CODES, connect, group, main
+from queue_actor.commandline.group import CODES, PROGRAM, connect, group, installed_version, main
 from queue_actor.commandline.session import Target
 from tests.unit.commandline.conftest import Command, FakeServer, job_document
 
@@ -97,6 +98,19 @@ def test_a_file_that_is_not_there_is_66(command: Command) -> None:
     ran = command("enqueue", "-f", "nowhere.ndjson")
 
     assert ran == (66, "", "queue-actor: nowhere.ndjson: No such file or directory\n")
+
+
+def test_it_tells_its_version(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("--version").out.startswith("queue-actor, version ")
+
+    monkeypatch.setattr(metadata, "version", {PROGRAM: "1.2.3"}.__getitem__)
+    assert installed_version() == "1.2.3"
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert installed_version() == "from its sources"
 
 
 def test_an_interrupted_call_is_130(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
