@@ -57,6 +57,8 @@ class Cable:
             except OSError:
                 return
             pair = (ours, socket.create_connection(self._where))
+            for end in pair:
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._pairs.add(pair)
             for source, drain in (pair, pair[::-1]):
                 thread = threading.Thread(target=self._pump, args=(source, drain, pair), daemon=True)

@@ -25,7 +25,7 @@ from queue_actor.worker_lines import log_to_stderr
 
 T = TypeVar("T")
 
-DEADLY = 41
+DEADLY = 97
 """A child process dies of the first attempt of each job whose payload this divides."""
 
 
@@ -124,7 +124,11 @@ async def main() -> None:
     async with AsyncClient(url, timeout_seconds=3, repeat_seconds=0) as client:
         server = RecordingClient(client, mode, file, float(lease))
         await app.run_async(
-            server=server, lease_seconds=float(lease), concurrency=int(concurrency), prefetch=1, wait_seconds=1
+            server=server,
+            lease_seconds=float(lease),
+            concurrency=int(concurrency),
+            prefetch=int(concurrency) // 2,
+            wait_seconds=1,
         )
 
 
