@@ -1,4 +1,7 @@
-"""`python -m queue_actor COMMAND`: the commands beside the server, which is `python -m web`."""
+"""`queue-actor COMMAND`, or `python -m queue_actor COMMAND`; the server alone is `python -m web`.
+
+The command line needs the extra `cli`. `token` does not: it makes access tokens for a server that was installed alone.
+"""
 
 import os
 import sys
@@ -6,20 +9,30 @@ from collections.abc import Mapping, Sequence
 
 from queue_actor import token_command
 
-COMMANDS = {"token": token_command.main}
-"""Each takes the arguments behind its name and the environment, and gives an exit code."""
-
-USAGE = f"usage: python -m queue_actor {'|'.join(COMMANDS)} ...; each has a --help"
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits(3)
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Carry out one command; its exit code, or 64 if there is no such command."""
-    if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:], environment)
-    asked = bool({"-h", "--help"} & set(arguments))
-    print(USAGE, file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else token_command.EXIT_USAGE
+    """Carry out one command; its exit code."""
+    if arguments and arguments[0] == "token":
+        return token_command.main(arguments[1:], environment)
+    try:
+        # Here, since `token` has to work where this cannot be imported.
+        from queue_actor.commandline.group import main as carry_out
+    except ModuleNotFoundError as missing:
+        print(  # noqa: T201 - a command talks to its caller
+            f"queue-actor: the command line needs {missing.name}: pip install 'queue-actor[cli]'; "
+            "without it there is only `python -m queue_actor token`",
+            file=sys.stderr,
+        )
+        return EXIT_UNAVAILABLE
+    return carry_out(arguments, environment)
+
+
+def program() -> None:
+    """What `queue-actor` runs."""
+    sys.exit(main(sys.argv[1:], os.environ))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    program()

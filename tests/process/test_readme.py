@@ -112,6 +112,20 @@ def test_the_commands_about_access_in_the_readme_work_as_printed(tmp_path: Path)
         run_tour(document.replace(start, wait), address, tmp_path, "access")
 
 
+def test_the_commands_in_the_readme_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`queue-actor` is what it is once it is installed, and the server the test's own."""
+    program = tmp_path / "bin/queue-actor"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m queue_actor "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    with running_server() as server:
+        monkeypatch.setenv("QUEUE_ACTOR_URL", f"http://{server.host}:{server.port}")
+        run_tour(document, f"{server.host}:{server.port}", tmp_path, "commandline")
+
+
 def test_the_five_lines_of_a_worker_do_a_job_as_the_readme_says(tmp_path: Path) -> None:
     document = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = [
