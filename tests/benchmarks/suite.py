@@ -1,0 +1,122 @@
+"""All benchmarks, one after the other, and their tables and plots into the documents.
+
+`scripts/bench.sh` runs this. A benchmark is a module of this folder with a `main`. Each is run as a process of its own,
+so none finds the memory or the threads of another. Their tables go where a document has
+
+    <!-- figures: NAME TABLE -->
+    <!-- end of figures -->
+
+and only with `--publish`.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tests.benchmarks.results import ROOT, described
+
+FOLDER = Path(__file__).parent
+PLOTS = FOLDER / "plots"
+DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md")
+FIRST = ("pong", "http", "engines", "mutex", "stalls", "scale", "peers")
+"""The order of those whose order matters to a reader; the others follow by name."""
+
+FIGURES = re.compile(r"(<!-- figures: (\w+) (.+?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def names() -> list[str]:
+    """All benchmarks."""
+    found = {
+        path.stem: path.read_text() for path in sorted(FOLDER.glob("[a-z]*.py")) if path.stem != Path(__file__).stem
+    }
+    all_ = [name for name, text in found.items() if re.search(r"^def main\(", text, re.MULTILINE)]
+    return sorted(all_, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def about(name: str) -> str:
+    """The first sentence that a benchmark tells of itself."""
+    return (FOLDER / f"{name}.py").read_text().partition("\n")[0].strip('"')
+
+
+def run(name: str, arguments: Sequence[str], told: Path, plots: Path | None) -> list[str]:
+    """Runs one, passes on what it prints as it comes, and returns that."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments, "--json", str(told)]
+    if plots is not None and "tests.benchmarks.results" in (FOLDER / f"{name}.py").read_text():
+        command += ["--plots", str(plots)]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            print(line, end="", flush=True)
+    if process.returncode:
+        raise SystemExit(f"{name} ended with exit code {process.returncode}")
+    return lines
+
+
+def publish(results: dict[str, Any]) -> None:
+    """Puts the tables where the documents have a place for them."""
+    placed: set[tuple[str, str]] = set()
+
+    def filled(match: re.Match[str]) -> str:
+        begin, name, title, end = match.groups()
+        told = results.get(name)
+        if told is None:
+            return match.group(0)
+        if title not in told["tables"]:
+            raise SystemExit(f"{name} has no table {title!r}: it has {', '.join(told['tables'])}")
+        placed.add((name, title))
+        return f"{begin}{described(told['machine'], quick=told['quick'])}\n\n{told['tables'][title]}\n{end}"
+
+    for document in DOCUMENTS:
+        text = document.read_text()
+        document.write_text(FIGURES.sub(filled, text))
+    for name, told in results.items():
+        for title in told["tables"]:
+            if (name, title) not in placed:
+                print(f"no document has a place for: {name} {title}")
+
+
+def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Runs what is asked for."""
+    wanted = names() if arguments.name in {"all", None} else [arguments.name]
+    if rest and len(wanted) > 1:
+        raise SystemExit(f"{' '.join(rest)}: only a benchmark that is named takes arguments of its own")
+    rest += ["--quick"] if arguments.quick else []
+    results: dict[str, Any] = {}
+    skipped: list[str] = []
+    took: dict[str, float] = {}
+    with TemporaryDirectory() as folder:
+        for name in wanted:
+            print(f"## {name}\n\n{about(name)}\n", flush=True)
+            began = time.monotonic()
+            told = Path(folder) / f"{name}.json"
+            lines = run(name, rest, told, PLOTS if arguments.publish else None)
+            skipped += [f"{name}: {line.removeprefix('skipped: ')}" for line in lines if line.startswith("skipped: ")]
+            took[name] = time.monotonic() - began
+            results[name] = json.loads(told.read_text()) if told.exists() else None
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1))
+    if arguments.publish:
+        publish({name: told for name, told in results.items() if isinstance(told, dict) and "tables" in told})
+    if len(wanted) > 1:
+        print(f"\n{sum(took.values()):.0f} s: {', '.join(f'{name} {seconds:.0f}' for name, seconds in took.items())}")
+    for line in skipped or ["nothing"]:
+        print(f"skipped: {line}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="scripts/bench.sh", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.description = "Runs all benchmarks, or one:\n\n" + "\n".join(f"  {name}: {about(name)}" for name in names())
+    parser.add_argument("name", nargs="?", choices=["all", *names()], metavar="NAME", help="`all` unless it is given")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds; all in less than 15 minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every round")
+    parser.add_argument("--publish", action="store_true", help="put tables and plots into the documents")
+    main_of_all(*parser.parse_known_args())
