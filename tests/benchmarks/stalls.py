@@ -1,0 +1,217 @@
+"""What everybody else feels while 10^6 jobs go stale, or are purged, listed, redriven, forgotten, or 10^7 slots move.
+
+Others send commands by a schedule, whatever becomes of the ones before, at half of what the queue can do, and latencies
+count from the scheduled moment (an open loop): who waits for his answer before he asks again would ask a queue that
+stands still only once. This queue works in slices and with heaps; beside it stands the original design, with one list,
+full scans and a mutex (`original.py`). Both are called without HTTP, by tasks of one process.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import NamedTuple
+
+import trio
+
+from tests.benchmarks.results import Results, parser, plain, quantile, show, spread, tell
+from tests.benchmarks.subjects import Subject, ours, theirs
+
+SUBJECTS: dict[str, Callable[[], AbstractAsyncContextManager[Subject]]] = {"actor": ours, "original": theirs}
+
+PER_SECOND_MAX = 4_000
+"""More than a server gets through HTTP is of no interest."""
+
+BURST = 2_000
+LEAD_SECONDS = 0.3
+"""How long the others are at it before it begins."""
+
+WANTED_MS = 10.0
+
+
+class Stall(NamedTuple):
+    """What the others felt of one thing and the longest step, in milliseconds; how long it took, in seconds."""
+
+    p50: float
+    p99: float
+    p999: float
+    longest: float
+    step: float
+    seconds: float
+
+
+class Steps(trio.abc.Instrument):
+    """The longest step of any task, in seconds of CPU: how long the event loop stood still, whoever else was at work.
+
+    What a request waits also depends on what other processes do with the machine; this does not.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._began = 0.0
+
+    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
+        """See Trio."""
+        self._began = time.thread_time()
+
+    def after_task_step(self, _task: trio.lowlevel.Task) -> None:
+        """See Trio."""
+        self.longest = max(self.longest, time.thread_time() - self._began)
+
+
+async def capacity(subject: Subject) -> float:
+    """Commands a second, when as many as there are have been sent at once."""
+    began = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for number in range(BURST):
+            nursery.start_soon(subject.other, number)
+    return BURST / (time.perf_counter() - began)
+
+
+async def felt(subject: Subject, work: Callable[[], object], per_second: float) -> Stall:
+    """Let others ask by a schedule, begin the work, and see what they wait until it has ended."""
+    clock = time.perf_counter
+    latencies: list[float] = []
+    began = clock()
+    ended = began + 3_600.0
+    worked = 0.0
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+
+    async def other(number: int, scheduled: float) -> None:
+        await subject.other(number)
+        if scheduled >= began + LEAD_SECONDS:
+            latencies.append(clock() - scheduled)
+
+    async def disturb() -> None:
+        nonlocal ended, worked
+        await trio.sleep(LEAD_SECONDS)
+        at = clock()
+        steps.longest = 0.0
+        await work()  # type: ignore[misc] # it is one of a subject's methods
+        worked = clock() - at
+        # Half a second at the least, or there would be hardly anybody to feel it.
+        ended = max(clock(), at + 0.5)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disturb)
+        number = 0
+        while (scheduled := began + number / per_second) < ended:
+            pause = scheduled - clock()
+            if pause > 0:
+                await trio.sleep(pause)
+            nursery.start_soon(other, number, scheduled)
+            number += 1
+            if number % 64 == 0:
+                await trio.lowlevel.checkpoint()
+    trio.lowlevel.remove_instrument(steps)
+    ordered = sorted(latencies)
+    p50, p99, p999, longest = (quantile(ordered, share) * 1e3 for share in (0.5, 0.99, 0.999, 1.0))
+    return Stall(p50, p99, p999, longest, steps.longest * 1e3, worked)
+
+
+async def lives(name: str, jobs: int) -> dict[str, Stall]:
+    """Takes so many jobs through everything that may happen to them."""
+    seen: dict[str, Stall] = {}
+    async with SUBJECTS[name]() as subject:
+        per_second = min(PER_SECOND_MAX, await capacity(subject) / 2)
+
+        async def feel(what: str, work: Callable[[], object]) -> None:
+            tell(f"{name}: {what}")
+            gc.collect()
+            seen[what] = await felt(subject, work, per_second)
+
+        count = f"{jobs:,}"
+        await feel("nothing happens", subject.idle)
+        await subject.fill(jobs)
+        await feel(f"{count} jobs are listed", subject.list_all)
+        await feel(f"{count} jobs are searched for what is not there", subject.search)
+        await subject.lease()
+        await feel(f"{count} jobs in progress, none stale", subject.idle)
+        await feel(f"{count} leases go stale at once", subject.stale)
+        await subject.lease(dying=True)
+        await feel(f"{count} jobs die at once", subject.stale)
+        await feel(f"{count} dead jobs are redriven", subject.redrive)
+        await subject.lease()
+        await subject.conclude()
+        await feel(f"{count} concluded jobs are forgotten", subject.forget)
+        await subject.fill(jobs)
+        await feel(f"{count} jobs are purged", subject.purge)
+    return seen
+
+
+async def arrays(name: str, slots: int) -> dict[str, Stall]:
+    """Grows and compacts an array of so many slots, under those who use it."""
+    seen: dict[str, Stall] = {}
+    for what, head in ((f"{slots:,} slots grow", 0), (f"{slots:,} slots are compacted", slots // 2 - 100)):
+        tell(f"{name}: {what}")
+        async with SUBJECTS[name]() as subject:
+            per_second = min(PER_SECOND_MAX, await capacity(subject) / 2)
+            subject.hollow(slots, head)
+            gc.collect()
+            seen[what] = await felt(subject, subject.idle, per_second)
+    return seen
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measures."""
+    options = parser(__doc__)
+    options.add_argument("--jobs", type=int, help="how many jobs are concerned")
+    arguments = options.parse_args(words)
+    logging.getLogger().addHandler(logging.NullHandler())  # slow batches of the preparations are expected
+    repetitions = 1 if arguments.smoke else 2 if arguments.quick else 3
+    jobs = arguments.jobs or (2_000 if arguments.smoke else 200_000 if arguments.quick else 1_000_000)
+    slots = (10_000,) if arguments.smoke else (1_000_000, 10_000_000)
+    results = Results("stalls", arguments)
+    seen: dict[str, dict[str, list[Stall]]] = {name: {} for name in SUBJECTS}
+    for _ in range(repetitions):
+        for name in SUBJECTS:
+            for run in (partial(lives, name, jobs), *(partial(arrays, name, many) for many in slots)):
+                for what, stall in trio.run(run).items():
+                    seen[name].setdefault(what, []).append(stall)
+    tell_all(results, seen, repetitions)
+    results.end()
+
+
+def tell_all(results: Results, seen: dict[str, dict[str, list[Stall]]], repetitions: int) -> None:
+    """Tells what the others felt."""
+    rows = []
+    for what in seen["actor"]:
+        for name in SUBJECTS:
+            p50, p99, p999, longest, step, seconds = (spread(column) for column in zip(*seen[name][what], strict=True))
+            rows.append([what, name, show(p50.median), show(p99.median), p999, longest, step, show(seconds.median)])
+    results.table(
+        "latencies",
+        [
+            "what happens:",
+            "design:",
+            "p50 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "longest ms",
+            "longest step, CPU ms",
+            "it takes s",
+        ],
+        rows,
+        about=f"Latency of the others' single commands, open loop, at half of the rate that the design can do, at most "
+        f"{PER_SECOND_MAX:,} a second; medians of {repetitions} repetitions. Without HTTP, in memory. The longest step "
+        "is how long the event loop stood still, in its own CPU time: other processes are not in it.",
+    )
+    results.rounds("latencies", seen)
+    title = "What everybody else waits (p99.9, open loop)"
+    with results.plot("stalls", title, "milliseconds", "", inches=(7.2, 4.6)) as axes:
+        whats = list(seen["actor"])[::-1]
+        for n, name in enumerate(SUBJECTS):
+            values = [spread(one.p999 for one in seen[name][what]).median for what in whats]
+            places = [place + 0.2 - 0.4 * n for place in range(len(whats))]
+            axes.barh(places, values, height=0.38, label=name)
+        plain(axes)
+        axes.set_yscale("linear")
+        axes.set_yticks(range(len(whats)), whats, fontsize=8)
+        axes.axvline(WANTED_MS, linestyle=":", color="gray", label=f"{WANTED_MS:g} ms")
+
+
+if __name__ == "__main__":
+    main()
