@@ -52,6 +52,7 @@ class Load:
     refused: int = 0
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    scheduled: list[float] = field(default_factory=list)  # in an open loop: when, in seconds since it began
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def drive_open(port: int, script: Script, connections: int, seconds: float, per_
                 load.requests += 1
                 load.refused += answer.status >= 400
                 load.latencies.append(time.perf_counter() - client.sent_at)
+                load.scheduled.append(client.sent_at - began)
                 client.request = client.script.send(answer)
                 free.append(client)
         load.seconds = time.perf_counter() - began
