@@ -38,6 +38,10 @@ class Wire:
             raise ConnectionError("the server closed a connection under load")
         return data
 
+    def hang_up(self) -> None:
+        """Ends what another thread waits for."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Closes it."""
         self._received.close()
@@ -60,6 +64,7 @@ class Http:
     def __init__(self, port: int) -> None:
         self._wire = Wire(port)
         self.close = self._wire.close
+        self.hang_up = self._wire.hang_up
 
     def ask(self, path: str, body: bytes, fields: str = "") -> tuple[dict[str, str], bytes]:
         """Sends a POST: the header fields of its answer, and the body."""
