@@ -325,7 +325,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Path(".cache").mkdir(exist_ok=True)
     results = Results("engines", arguments)
     for store in arguments.store:
-        callers: Sequence[int] = (1, 16) if arguments.smoke else CALLERS_QUICK[store] if arguments.quick else CALLERS
+        callers: Sequence[int] = (4,) if arguments.smoke else CALLERS_QUICK[store] if arguments.quick else CALLERS
         runs: dict[Cell, list[Figures]] = {}
         for _ in range(repetitions):
             for many, batch, name in product(callers, batches, NAMES[store]):

@@ -29,6 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rounds, seconds = (1, 0.05) if arguments.smoke else (3, 0.5) if arguments.quick else (5, 2.0)
     clients = (16,) if arguments.smoke else CLIENTS_QUICK if arguments.quick else CLIENTS
     sizes = (1,) if arguments.smoke else SIZES
+    stores = STORES[:1] if arguments.smoke else STORES
     results = Results("mutex", arguments)
     measures: dict[Cell, list[Measure]] = {}
     with ExitStack() as stack:
@@ -37,10 +38,10 @@ def main(words: Sequence[str] | None = None) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.durable", "--directory", folder, "--serve"]
         servers = {
             (store, engine): stack.enter_context(started([*command, store, "--engine", engine]))
-            for store, engine in product(STORES, ENGINES)
+            for store, engine in product(stores, ENGINES)
         }
         for number in range(rounds):
-            for store, many, size in product(STORES, clients, sizes):
+            for store, many, size in product(stores, clients, sizes):
                 if many * size > JOBS_AT_ONCE_MAX:
                     continue
                 for engine in rotated(ENGINES, number):

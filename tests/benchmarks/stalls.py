@@ -19,14 +19,24 @@ import trio
 from tests.benchmarks.results import Results, parser, plain, quantile, show, spread, tell
 from tests.benchmarks.subjects import Subject, ours, theirs
 
-SUBJECTS: dict[str, Callable[[], AbstractAsyncContextManager[Subject]]] = {"actor": ours, "original": theirs}
+SUBJECTS: dict[str, Callable[[float], AbstractAsyncContextManager[Subject]]] = {"actor": ours, "original": theirs}
 
 PER_SECOND_MAX = 4_000
 """More than a server gets through HTTP is of no interest."""
 
 BURST = 2_000
-LEAD_SECONDS = 0.3
-"""How long the others are at it before it begins."""
+
+
+class Pace(NamedTuple):
+    """How long things take that take as long as one likes."""
+
+    lead_seconds: float = 0.3  # the others are at it before it begins
+    least_seconds: float = 0.5  # the others are looked at; fewer, and hardly anybody would feel it
+    idle_seconds: float = 1.5  # nothing happens, or what the others do themselves
+    sweep_seconds: float = 1.0  # from a search for stale jobs to the next
+
+
+BRIEF = Pace(0.02, 0.03, 0.05, 0.02)
 
 WANTED_MS = 10.0
 
@@ -70,7 +80,7 @@ async def capacity(subject: Subject) -> float:
     return BURST / (time.perf_counter() - began)
 
 
-async def felt(subject: Subject, work: Callable[[], object], per_second: float) -> Stall:
+async def felt(subject: Subject, work: Callable[[], object], per_second: float, pace: Pace) -> Stall:
     """Let others ask by a schedule, begin the work, and see what they wait until it has ended."""
     clock = time.perf_counter
     latencies: list[float] = []
@@ -82,18 +92,17 @@ async def felt(subject: Subject, work: Callable[[], object], per_second: float) 
 
     async def other(number: int, scheduled: float) -> None:
         await subject.other(number)
-        if scheduled >= began + LEAD_SECONDS:
+        if scheduled >= began + pace.lead_seconds:
             latencies.append(clock() - scheduled)
 
     async def disturb() -> None:
         nonlocal ended, worked
-        await trio.sleep(LEAD_SECONDS)
+        await trio.sleep(pace.lead_seconds)
         at = clock()
         steps.longest = 0.0
         await work()  # type: ignore[misc] # it is one of a subject's methods
         worked = clock() - at
-        # Half a second at the least, or there would be hardly anybody to feel it.
-        ended = max(clock(), at + 0.5)
+        ended = max(clock(), at + pace.least_seconds)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disturb)
@@ -112,24 +121,24 @@ async def felt(subject: Subject, work: Callable[[], object], per_second: float) 
     return Stall(p50, p99, p999, longest, steps.longest * 1e3, worked)
 
 
-async def lives(name: str, jobs: int) -> dict[str, Stall]:
+async def lives(name: str, jobs: int, pace: Pace) -> dict[str, Stall]:
     """Takes so many jobs through everything that may happen to them."""
     seen: dict[str, Stall] = {}
-    async with SUBJECTS[name]() as subject:
+    async with SUBJECTS[name](pace.sweep_seconds) as subject:
         per_second = min(PER_SECOND_MAX, await capacity(subject) / 2)
 
         async def feel(what: str, work: Callable[[], object]) -> None:
             tell(f"{name}: {what}")
             gc.collect()
-            seen[what] = await felt(subject, work, per_second)
+            seen[what] = await felt(subject, work, per_second, pace)
 
         count = f"{jobs:,}"
-        await feel("nothing happens", subject.idle)
+        await feel("nothing happens", partial(trio.sleep, pace.idle_seconds))
         await subject.fill(jobs)
         await feel(f"{count} jobs are listed", subject.list_all)
         await feel(f"{count} jobs are searched for what is not there", subject.search)
         await subject.lease()
-        await feel(f"{count} jobs in progress, none stale", subject.idle)
+        await feel(f"{count} jobs in progress, none stale", partial(trio.sleep, pace.idle_seconds))
         await feel(f"{count} leases go stale at once", subject.stale)
         await subject.lease(dying=True)
         await feel(f"{count} jobs die at once", subject.stale)
@@ -142,16 +151,16 @@ async def lives(name: str, jobs: int) -> dict[str, Stall]:
     return seen
 
 
-async def arrays(name: str, slots: int) -> dict[str, Stall]:
+async def arrays(name: str, slots: int, pace: Pace) -> dict[str, Stall]:
     """Grows and compacts an array of so many slots, under those who use it."""
     seen: dict[str, Stall] = {}
     for what, head in ((f"{slots:,} slots grow", 0), (f"{slots:,} slots are compacted", slots // 2 - 100)):
         tell(f"{name}: {what}")
-        async with SUBJECTS[name]() as subject:
+        async with SUBJECTS[name](pace.sweep_seconds) as subject:
             per_second = min(PER_SECOND_MAX, await capacity(subject) / 2)
             subject.hollow(slots, head)
             gc.collect()
-            seen[what] = await felt(subject, subject.idle, per_second)
+            seen[what] = await felt(subject, partial(trio.sleep, pace.idle_seconds), per_second, pace)
     return seen
 
 
@@ -164,11 +173,12 @@ def main(words: Sequence[str] | None = None) -> None:
     repetitions = 1 if arguments.smoke else 2 if arguments.quick else 3
     jobs = arguments.jobs or (2_000 if arguments.smoke else 200_000 if arguments.quick else 1_000_000)
     slots = (10_000,) if arguments.smoke else (1_000_000, 10_000_000)
+    pace = BRIEF if arguments.smoke else Pace()
     results = Results("stalls", arguments)
     seen: dict[str, dict[str, list[Stall]]] = {name: {} for name in SUBJECTS}
     for _ in range(repetitions):
         for name in SUBJECTS:
-            for run in (partial(lives, name, jobs), *(partial(arrays, name, many) for many in slots)):
+            for run in (partial(lives, name, jobs, pace), *(partial(arrays, name, many, pace) for many in slots)):
                 for what, stall in trio.run(run).items():
                     seen[name].setdefault(what, []).append(stall)
     tell_all(results, seen, repetitions)

@@ -72,9 +72,6 @@ class Subject(Protocol):
         array takes as long.
         """
 
-    async def idle(self) -> None:
-        """Nothing happens, for a second and a half."""
-
     async def stale(self) -> None:
         """All leases end at once; return when the jobs are back, or dead."""
 
@@ -174,10 +171,6 @@ class Ours:
         queue.counts[JobState.QUEUED] = live
         queue.next_id = queue.next_place = first + live
 
-    async def idle(self) -> None:
-        """See `Subject`."""
-        await trio.sleep(1.5)
-
     async def stale(self) -> None:
         """See `Subject`."""
         self._leases = []
@@ -217,10 +210,10 @@ class Ours:
 
 
 @asynccontextmanager
-async def ours(settings: Settings = SETTINGS) -> AsyncIterator[Ours]:
+async def ours(sweep_seconds: float) -> AsyncIterator[Ours]:
     """This queue."""
     clock = MovableClock()
-    async with open_engine(settings, clock=clock) as engine:
+    async with open_engine(replace(SETTINGS, sweep_seconds=sweep_seconds), clock=clock) as engine:
         assert isinstance(engine, ActorEngine)
         subject = Ours(engine, clock)
         await subject.stock()
@@ -257,10 +250,10 @@ class Theirs:
             else:
                 self._others.enqueue("benchmark", PAYLOAD)
 
-    async def sweep(self) -> None:
+    async def sweep(self, seconds: float) -> None:
         """The timer."""
         while True:
-            await trio.sleep(original.SWEEP_SECONDS)
+            await trio.sleep(seconds)
             async with self._lock:
                 self._bulk.sweep(self._now())
                 self._others.sweep(self._now())
@@ -295,10 +288,6 @@ class Theirs:
         queue.head, queue.tail = head, slots
         queue.last_id = first + slots - head
 
-    async def idle(self) -> None:
-        """See `Subject`."""
-        await trio.sleep(1.5)
-
     async def stale(self) -> None:
         """See `Subject`."""
         self._leased = []
@@ -332,10 +321,10 @@ class Theirs:
 
 
 @asynccontextmanager
-async def theirs() -> AsyncIterator[Theirs]:
+async def theirs(sweep_seconds: float) -> AsyncIterator[Theirs]:
     """The original design."""
     subject = Theirs()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(subject.sweep)
+        nursery.start_soon(subject.sweep, sweep_seconds)
         yield subject
         nursery.cancel_scope.cancel()

@@ -25,7 +25,7 @@ from tests.benchmarks.results import ROOT, described
 FOLDER = Path(__file__).parent
 PLOTS = FOLDER / "plots"
 DOCUMENTS = (FOLDER / "README.md", ROOT / "README.md")
-FIRST = ("pong", "http", "engines", "mutex", "stalls", "scale", "peers")
+FIRST = ("peers", "engines", "mutex", "durable", "stalls", "stalls_http", "scale", "http", "wakeup", "recovery")
 """The order of those whose order matters to a reader; the others follow by name."""
 
 FIGURES = re.compile(r"(<!-- figures: (\w+) (.+?) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
@@ -45,10 +45,15 @@ def about(name: str) -> str:
     return (FOLDER / f"{name}.py").read_text().partition("\n")[0].strip('"')
 
 
+def tells_results(name: str) -> bool:
+    """Whether a benchmark tells its results as `results.py` has it, and draws plots."""
+    return "tests.benchmarks.results import" in (FOLDER / f"{name}.py").read_text()
+
+
 def run(name: str, arguments: Sequence[str], told: Path, plots: Path | None) -> list[str]:
     """Runs one, passes on what it prints as it comes, and returns that."""
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments, "--json", str(told)]
-    if plots is not None and "tests.benchmarks.results" in (FOLDER / f"{name}.py").read_text():
+    if plots is not None and tells_results(name):
         command += ["--plots", str(plots)]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
