@@ -6,6 +6,7 @@ goes on the machine meets everybody alike; what is left of it shows in the sprea
 
 import argparse
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -120,6 +121,7 @@ class Results:
     """What a benchmark has to tell. Prints as it goes, and writes the rest when it is asked to."""
 
     def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        logging.getLogger().addHandler(logging.NullHandler())  # slow batches are what some of them are about
         self._name = name
         self._json: Path | None = arguments.json
         self._plots: Path = arguments.plots or OWN

@@ -7,7 +7,6 @@ full scans and a mutex (`original.py`). Both are called without HTTP, by tasks o
 """
 
 import gc
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +14,10 @@ from functools import partial
 from typing import NamedTuple
 
 import trio
+from msgspec.structs import replace
 
+from queue_actor import state_machine
+from tests.benchmarks import subjects
 from tests.benchmarks.results import Results, parser, plain, quantile, show, spread, tell
 from tests.benchmarks.subjects import Subject, ours, theirs
 
@@ -168,10 +170,14 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measures."""
     options = parser(__doc__)
     options.add_argument("--jobs", type=int, help="how many jobs are concerned")
+    options.add_argument("--slice", type=int, help="jobs of a sweep and of a bulk command's slice, other than it is")
     arguments = options.parse_args(words)
-    logging.getLogger().addHandler(logging.NullHandler())  # slow batches of the preparations are expected
+    if arguments.slice:
+        # In this process alone.
+        subjects.SETTINGS = replace(subjects.SETTINGS, sweep_slice=arguments.slice)
+        state_machine.BULK_JOBS_MAX = arguments.slice
     repetitions = 1 if arguments.smoke else 2 if arguments.quick else 3
-    jobs = arguments.jobs or (2_000 if arguments.smoke else 200_000 if arguments.quick else 1_000_000)
+    jobs = arguments.jobs or (2_000 if arguments.smoke else 100_000 if arguments.quick else 1_000_000)
     slots = (10_000,) if arguments.smoke else (1_000_000, 10_000_000)
     pace = BRIEF if arguments.smoke else Pace()
     results = Results("stalls", arguments)

@@ -145,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> None:
         serve(arguments.serve)
         return
     repetitions, seconds = (1, 0.5) if arguments.smoke else (2, 4.0) if arguments.quick else (3, 10.0)
-    jobs = arguments.jobs or (1_000 if arguments.smoke else 200_000 if arguments.quick else 1_000_000)
+    jobs = arguments.jobs or (1_000 if arguments.smoke else 100_000 if arguments.quick else 1_000_000)
     results = Results("stalls_http", arguments)
     seen: dict[tuple[str, str], list[Stall]] = {}
     for number in range(repetitions):

@@ -6,7 +6,8 @@ so none finds the memory or the threads of another. Their tables go where a docu
     <!-- figures: NAME TABLE -->
     <!-- end of figures -->
 
-and only with `--publish`.
+and only with `--publish`, after each of them. `--publish --read FILE` runs nothing, and puts there what an earlier run
+wrote with `--json FILE`.
 """
 
 import argparse
@@ -66,31 +67,33 @@ def run(name: str, arguments: Sequence[str], told: Path, plots: Path | None) -> 
     return lines
 
 
-def publish(results: dict[str, Any]) -> None:
-    """Puts the tables where the documents have a place for them."""
-    placed: set[tuple[str, str]] = set()
+def publish(told: dict[str, Any]) -> None:
+    """Puts the tables of a benchmark where the documents have a place for them."""
+    placed: set[str] = set()
 
     def filled(match: re.Match[str]) -> str:
         begin, name, title, end = match.groups()
-        told = results.get(name)
-        if told is None:
+        if name != told["name"]:
             return match.group(0)
         if title not in told["tables"]:
             raise SystemExit(f"{name} has no table {title!r}: it has {', '.join(told['tables'])}")
-        placed.add((name, title))
+        placed.add(title)
         return f"{begin}{described(told['machine'], quick=told['quick'])}\n\n{told['tables'][title]}\n{end}"
 
     for document in DOCUMENTS:
         text = document.read_text()
         document.write_text(FIGURES.sub(filled, text))
-    for name, told in results.items():
-        for title in told["tables"]:
-            if (name, title) not in placed:
-                print(f"no document has a place for: {name} {title}")
+    for title in told["tables"].keys() - placed:
+        print(f"no document has a place for: {told['name']} {title}")
 
 
 def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Runs what is asked for."""
+    if arguments.read is not None:
+        for told in json.loads(arguments.read.read_text()).values():
+            if told is not None and "tables" in told:
+                publish(told)
+        return
     wanted = names() if arguments.name in {"all", None} else [arguments.name]
     if rest and len(wanted) > 1:
         raise SystemExit(f"{' '.join(rest)}: only a benchmark that is named takes arguments of its own")
@@ -102,15 +105,15 @@ def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
         for name in wanted:
             print(f"## {name}\n\n{about(name)}\n", flush=True)
             began = time.monotonic()
-            told = Path(folder) / f"{name}.json"
-            lines = run(name, rest, told, PLOTS if arguments.publish else None)
+            path = Path(folder) / f"{name}.json"
+            lines = run(name, rest, path, PLOTS if arguments.publish else None)
             skipped += [f"{name}: {line.removeprefix('skipped: ')}" for line in lines if line.startswith("skipped: ")]
             took[name] = time.monotonic() - began
-            results[name] = json.loads(told.read_text()) if told.exists() else None
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results, indent=1))
-    if arguments.publish:
-        publish({name: told for name, told in results.items() if isinstance(told, dict) and "tables" in told})
+            results[name] = json.loads(path.read_text()) if path.exists() else None
+            if arguments.json is not None:
+                arguments.json.write_text(json.dumps(results, indent=1))
+            if arguments.publish and tells_results(name):
+                publish(results[name])
     if len(wanted) > 1:
         print(f"\n{sum(took.values()):.0f} s: {', '.join(f'{name} {seconds:.0f}' for name, seconds in took.items())}")
     for line in skipped or ["nothing"]:
@@ -124,4 +127,5 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds; all in less than 15 minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every round")
     parser.add_argument("--publish", action="store_true", help="put tables and plots into the documents")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="with --publish: what an earlier run has written")
     main_of_all(*parser.parse_known_args())
