@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tests.benchmarks.load import STOP_SECONDS, cpu_seconds, loader, rotated
 from tests.benchmarks.peer_clients import Beanstalk, Bunqueue, Connection, Mutex, Ours, OursNext, OursSimple, Redis
-from tests.benchmarks.results import Results, parser, plain, show, spread
+from tests.benchmarks.results import Results, parser, plain, quantile, show, spread
 
 PEERS = Path(".cache/peers")
 """Where `scripts/peers.sh` puts what it installs."""
@@ -135,36 +135,42 @@ class Figures(NamedTuple):
 
     cpu_us: float
     jobs_per_second: float
+    p50_ms: float  # of a client who takes a batch of jobs through their lives
+    p99_ms: float
 
 
-def drive(name: str, port: int, size: int, seconds: float) -> tuple[int, float]:
-    """Lives for so long over all connections, each in a thread of its own: jobs and seconds."""
+def drive(name: str, port: int, size: int, seconds: float) -> tuple[float, list[float]]:
+    """Lives for so long over all connections, each in a thread of its own: seconds, and those of each batch."""
     peer = next(peer for peer in ALL if peer.name == name)
 
-    def one(connection: Connection) -> int:
-        jobs = 0
-        while time.perf_counter() < deadline:
+    def one(connection: Connection) -> list[float]:
+        took = []
+        at = time.perf_counter()
+        while at < deadline:
             connection.live(size)
-            jobs += size
-        return jobs
+            then, at = at, time.perf_counter()
+            took.append(at - then)
+        return took
 
     connections = [peer.connection(port) for _ in range(CLIENTS)]
     began = time.perf_counter()
     deadline = began + seconds
     with ThreadPoolExecutor(CLIENTS) as pool:
-        jobs = sum(pool.map(one, connections))
-    took = time.perf_counter() - began
+        batches = [batch for took in pool.map(one, connections) for batch in took]
+    elapsed = time.perf_counter() - began
     for connection in connections:
         connection.close()
-    return jobs, took
+    return elapsed, batches
 
 
 def measure(peer: Peer, pid: int, port: int, size: int, seconds: float) -> Figures:
     """Loads a peer from another process, and compares its CPU before and after."""
     pool = loader()
     before = cpu_seconds(pid)
-    jobs, took = pool.submit(drive, peer.name, port, size, seconds).result()
-    return Figures((cpu_seconds(pid) - before) / jobs * 1e6, jobs / took)
+    elapsed, batches = pool.submit(drive, peer.name, port, size, seconds).result()
+    jobs, ordered = len(batches) * size, sorted(batches)
+    cpu_us = (cpu_seconds(pid) - before) / jobs * 1e6
+    return Figures(cpu_us, jobs / elapsed, quantile(ordered, 0.5) * 1e3, quantile(ordered, 0.99) * 1e3)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -195,24 +201,32 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def tell(results: Results, measures: dict[str, dict[int, list[Figures]]], sizes: Sequence[int], about: str) -> None:
-    """Tells CPU a job and jobs a second by the size of batches, who is the cheapest one by one first."""
+    """Tells CPU a job, jobs a second and latencies by the size of batches, who is the cheapest one by one first."""
     cpu = {
-        name: {size: spread(one.cpu_us for one in seen) for size, seen in by_size.items()}
-        for name, by_size in measures.items()
-    }
-    rates = {
-        name: {size: spread(one.jobs_per_second for one in seen) for size, seen in by_size.items()}
-        for name, by_size in measures.items()
+        name: {size: spread(one.cpu_us for one in seen) for size, seen in of.items()} for name, of in measures.items()
     }
     ordered = sorted(cpu, key=lambda name: cpu[name][sizes[0]].median if sizes[0] in cpu[name] else 0)
     head = ["jobs a request:", *(f"{size:,}" for size in sizes)]
-    short = [[name, *(show(cpu[name][size].median) if size in cpu[name] else "" for size in sizes)] for name in ordered]
+
+    def table(title: str, what: str, cell: Callable[[list[Figures]], object]) -> None:
+        rows = [
+            [name, *(cell(of[size]) if size in of else "" for size in sizes)]
+            for name in ordered
+            for of in (measures[name],)
+        ]
+        results.table(title, head, rows, about=f"{what}; {about}")
+
     what = "CPU of the server for a job's whole life, in microseconds"
-    results.table("CPU", head, short, about=f"{what}; {about}")
-    whole = [[name, *(cpu[name].get(size, "") for size in sizes)] for name in ordered]
-    results.table("CPU with spread", head, whole, about=f"{what}: median, least and most; {about}")
-    whole = [[name, *(rates[name].get(size, "") for size in sizes)] for name in ordered]
-    results.table("rates", head, whole, about=f"Jobs a second, of server and client together; {about}")
+    table("CPU", what, lambda seen: show(spread(one.cpu_us for one in seen).median))
+    table("CPU with spread", f"{what}: median, least and most", lambda seen: spread(one.cpu_us for one in seen))
+    rates = "Jobs a second, of server and client together"
+    table("rates", rates, lambda seen: spread(one.jobs_per_second for one in seen))
+    waits = "What a client takes for the lives of a batch, p50 / p99 in milliseconds"
+    table(
+        "latencies",
+        waits,
+        lambda seen: " / ".join(show(spread(column).median) for column in list(zip(*seen, strict=True))[2:]),
+    )
     results.rounds("peers", {name: {str(size): seen for size, seen in by.items()} for name, by in measures.items()})
     with results.plot("peers", what, "jobs a request", "microseconds") as axes:
         for name in ordered:
