@@ -97,7 +97,7 @@ def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
     wanted = names() if arguments.name in {"all", None} else [arguments.name]
     if rest and len(wanted) > 1:
         raise SystemExit(f"{' '.join(rest)}: only a benchmark that is named takes arguments of its own")
-    rest += ["--quick"] if arguments.quick else []
+    rest += ["--quick"] * arguments.quick
     results: dict[str, Any] = {}
     skipped: list[str] = []
     took: dict[str, float] = {}
@@ -106,7 +106,8 @@ def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
             print(f"## {name}\n\n{about(name)}\n", flush=True)
             began = time.monotonic()
             path = Path(folder) / f"{name}.json"
-            lines = run(name, rest, path, PLOTS if arguments.publish else None)
+            brief = ["--smoke"] * (arguments.smoke and tells_results(name))
+            lines = run(name, rest + brief, path, PLOTS if arguments.publish else None)
             skipped += [f"{name}: {line.removeprefix('skipped: ')}" for line in lines if line.startswith("skipped: ")]
             took[name] = time.monotonic() - began
             results[name] = json.loads(path.read_text()) if path.exists() else None
@@ -125,6 +126,7 @@ if __name__ == "__main__":
     parser.description = "Runs all benchmarks, or one:\n\n" + "\n".join(f"  {name}: {about(name)}" for name in names())
     parser.add_argument("name", nargs="?", choices=["all", *names()], metavar="NAME", help="`all` unless it is given")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds; all in less than 15 minutes")
+    parser.add_argument("--smoke", action="store_true", help="just so much that everything is done once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every round")
     parser.add_argument("--publish", action="store_true", help="put tables and plots into the documents")
     parser.add_argument("--read", type=Path, metavar="FILE", help="with --publish: what an earlier run has written")
