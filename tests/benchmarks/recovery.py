@@ -80,6 +80,7 @@ def main(words: Sequence[str] | None = None) -> None:
     levels = (1_000,) if arguments.smoke else (10_000, 100_000) if arguments.quick else (100_000, 1_000_000)
     results = Results("recovery", arguments)
     rows = []
+    took: dict[str, float] = {}
     Path(".cache").mkdir(exist_ok=True)
     for jobs in levels:
         tell(f"{jobs:,} jobs")
@@ -91,6 +92,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     starts.append(pool.submit(start, data, jobs).result())
         seconds, spent, memory, size = (spread(column) for column in zip(*starts, strict=True))
+        took[f"{jobs:,} live jobs"] = seconds.median
         a_job = (show(seconds.median / jobs * 1e6), f"{memory.median:,.0f}", show(size.median))
         rows.append([f"{jobs:,}", seconds, spent, *a_job])
         results.rounds(f"{jobs} jobs", starts)
@@ -102,6 +104,7 @@ def main(words: Sequence[str] | None = None) -> None:
         about=f"Medians of {rounds} starts. Nine of ten jobs are queued, one is leased; a tenth as many have ended. "
         "Memory is that of the process at the most, payloads included.",
     )
+    results.bars("recovery", "A start on many live jobs", "seconds", {"until it serves": took})
     results.end()
 
 

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +30,9 @@ PLOT_BYTES_MAX = 60 * 1024
 """A plot is kept in the repository, so it has to be small."""
 
 PLOT_INCHES = (7.2, 3.6)
+
+LOGARITHMIC_FROM = 20
+"""Bars of which one is so many times as long as another are drawn on a logarithmic scale."""
 
 STYLE = {
     "svg.fonttype": "none",  # letters as letters: a quarter of the bytes
@@ -176,6 +179,24 @@ class Results:
             plt.close(figure)
         if path.stat().st_size > PLOT_BYTES_MAX:
             raise RuntimeError(f"{path} has more than {PLOT_BYTES_MAX} bytes")
+
+    def bars(
+        self, name: str, title: str, x: str, series: Mapping[str, Mapping[str, float]], *, limit: float | None = None
+    ) -> None:
+        """Draw bars, those of one thing beside each other, and a line at what is wanted."""
+        whats = list(dict.fromkeys(what for values in series.values() for what in values))[::-1]
+        high = 0.8 / len(series)
+        with self.plot(name, title, x, "", inches=(PLOT_INCHES[0], 1.4 + 0.18 * len(whats) * len(series))) as axes:
+            for n, (label, values) in enumerate(series.items()):
+                places = [whats.index(what) + 0.4 - high * (n + 0.5) for what in values]
+                axes.barh(places, list(values.values()), height=high * 0.95, label=label)
+            shown = [value for values in series.values() for value in values.values()]
+            if max(shown) > LOGARITHMIC_FROM * min(shown):
+                plain(axes)
+                axes.set_yscale("linear")
+            axes.set_yticks(range(len(whats)), whats, fontsize=8)
+            if limit is not None:
+                axes.axvline(limit, linestyle=":", color="gray", label=f"{limit:g}")
 
     def end(self) -> None:
         """Write all of it, if that was asked for."""

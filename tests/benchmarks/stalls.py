@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from queue_actor import state_machine
 from tests.benchmarks import subjects
-from tests.benchmarks.results import Results, parser, plain, quantile, show, spread, tell
+from tests.benchmarks.results import Results, parser, quantile, show, spread, tell
 from tests.benchmarks.subjects import Subject, ours, theirs
 
 SUBJECTS: dict[str, Callable[[float], AbstractAsyncContextManager[Subject]]] = {"actor": ours, "original": theirs}
@@ -216,17 +216,11 @@ def tell_all(results: Results, seen: dict[str, dict[str, list[Stall]]], repetiti
         "is how long the event loop stood still, in its own CPU time: other processes are not in it.",
     )
     results.rounds("latencies", seen)
-    title = "What everybody else waits (p99.9, open loop)"
-    with results.plot("stalls", title, "milliseconds", "", inches=(7.2, 4.6)) as axes:
-        whats = list(seen["actor"])[::-1]
-        for n, name in enumerate(SUBJECTS):
-            values = [spread(one.p999 for one in seen[name][what]).median for what in whats]
-            places = [place + 0.2 - 0.4 * n for place in range(len(whats))]
-            axes.barh(places, values, height=0.38, label=name)
-        plain(axes)
-        axes.set_yscale("linear")
-        axes.set_yticks(range(len(whats)), whats, fontsize=8)
-        axes.axvline(WANTED_MS, linestyle=":", color="gray", label=f"{WANTED_MS:g} ms")
+    waits = {
+        name: {what: spread(one.p999 for one in stalls).median for what, stalls in seen[name].items()}
+        for name in SUBJECTS
+    }
+    results.bars("stalls", "What everybody else waits (p99.9, open loop)", "milliseconds", waits, limit=WANTED_MS)
 
 
 if __name__ == "__main__":

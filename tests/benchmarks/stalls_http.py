@@ -180,6 +180,10 @@ def main(words: Sequence[str] | None = None) -> None:
         about=f"Latency of the clients' requests on the classic routes, open loop, {PER_SECOND:g} a second over "
         f"{CONNECTIONS} connections, in the {seconds:g} s after it begins; medians of {repetitions} repetitions.",
     )
+    waits: dict[str, dict[str, float]] = {}
+    for (what, name), stalls in seen.items():
+        waits.setdefault(name, {})[what] = spread(one.p999 for one in stalls).median
+    results.bars("stalls-http", "What everybody else waits over HTTP (p99.9, open loop)", "milliseconds", waits)
     results.rounds("latencies", [[*cell, stalls] for cell, stalls in seen.items()])
     results.end()
 

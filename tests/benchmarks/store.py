@@ -126,6 +126,12 @@ def main(words: Sequence[str] | None = None) -> None:
         rows,
         about=f"Commits of {JOBS} jobs a second; medians of {rounds} rounds of {seconds:g} s.",
     )
+    bars: dict[str, dict[str, float]] = {}
+    for (name, switch, busy), seen in rates.items():
+        # What came to nothing within a round has no place on a logarithmic scale.
+        rate = max(1.0, spread(seen).median)
+        bars.setdefault("busy" if busy else "idle", {})[f"{name}, {switch * 1e3:g} ms"] = rate
+    results.bars("store", f"Commits of {JOBS} jobs a second", "commits a second", bars)
     results.rounds("commits", [[*cell, seen] for cell, seen in rates.items()])
     results.end()
 

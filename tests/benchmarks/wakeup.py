@@ -120,6 +120,13 @@ def main(words: Sequence[str] | None = None) -> None:
         about=f"A worker waits with a long poll; medians of {rounds} rounds of {count} jobs, one after the other. The "
         "plain request is an enqueue to a queue where nobody waits.",
     )
+    bars: dict[str, dict[str, float]] = {"plain enqueue": {}, "enqueue answered to job in hand": {}}
+    for waiting, wakeups in seen.items():
+        for label, values in zip(
+            bars, ([one.plain for one in wakeups], [one.answered for one in wakeups]), strict=True
+        ):
+            bars[label][f"{waiting} others who wait"] = max(0.001, spread(values).median)
+    results.bars("wakeup", "A long poll is woken up", "milliseconds", bars)
     results.rounds("wake-up", {str(waiting): wakeups for waiting, wakeups in seen.items()})
     results.end()
 
