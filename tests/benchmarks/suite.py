@@ -51,8 +51,8 @@ def tells_results(name: str) -> bool:
     return "tests.benchmarks.results import" in (FOLDER / f"{name}.py").read_text()
 
 
-def run(name: str, arguments: Sequence[str], told: Path, plots: Path | None) -> list[str]:
-    """Runs one, passes on what it prints as it comes, and returns that."""
+def run(name: str, arguments: Sequence[str], told: Path, plots: Path | None) -> tuple[list[str], int]:
+    """Runs one, passes on what it prints as it comes, and returns that and its exit code."""
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments, "--json", str(told)]
     if plots is not None and tells_results(name):
         command += ["--plots", str(plots)]
@@ -62,9 +62,7 @@ def run(name: str, arguments: Sequence[str], told: Path, plots: Path | None) -> 
         for line in process.stdout:
             lines.append(line.rstrip())
             print(line, end="", flush=True)
-    if process.returncode:
-        raise SystemExit(f"{name} ended with exit code {process.returncode}")
-    return lines
+    return lines, process.returncode
 
 
 def publish(told: dict[str, Any]) -> None:
@@ -100,6 +98,7 @@ def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
     rest += ["--quick"] * arguments.quick
     results: dict[str, Any] = {}
     skipped: list[str] = []
+    failed: list[str] = []
     took: dict[str, float] = {}
     with TemporaryDirectory() as folder:
         for name in wanted:
@@ -107,9 +106,13 @@ def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
             began = time.monotonic()
             path = Path(folder) / f"{name}.json"
             brief = ["--smoke"] * (arguments.smoke and tells_results(name))
-            lines = run(name, rest + brief, path, PLOTS if arguments.publish else None)
+            lines, code = run(name, rest + brief, path, PLOTS if arguments.publish else None)
             skipped += [f"{name}: {line.removeprefix('skipped: ')}" for line in lines if line.startswith("skipped: ")]
             took[name] = time.monotonic() - began
+            if code:
+                # The others may still be of use, after a run that takes so long.
+                failed.append(f"{name}: exit code {code}")
+                continue
             results[name] = json.loads(path.read_text()) if path.exists() else None
             if arguments.json is not None:
                 arguments.json.write_text(json.dumps(results, indent=1))
@@ -119,6 +122,8 @@ def main_of_all(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(f"\n{sum(took.values()):.0f} s: {', '.join(f'{name} {seconds:.0f}' for name, seconds in took.items())}")
     for line in skipped or ["nothing"]:
         print(f"skipped: {line}")
+    if failed:
+        raise SystemExit("\n".join(f"failed: {line}" for line in failed))
 
 
 if __name__ == "__main__":
