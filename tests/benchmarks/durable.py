@@ -1,15 +1,13 @@
 """What durability costs over HTTP: whole lives in memory, `normal` and `full`, by turns in one run."""
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
+from typing import Literal
 from urllib.request import urlopen
 
 from msgspec.structs import replace
@@ -18,6 +16,7 @@ from queue_actor.directory import open_directory
 from queue_actor.settings import DURABLE_RETENTION_JOBS
 from tests.benchmarks.http import SETTINGS, batches, serve
 from tests.benchmarks.load import Measure, measure, rotated, started
+from tests.benchmarks.results import Results, parser, plain, show, spread
 from web.__main__ import SWITCH_SECONDS, Parts
 
 KINDS = ("memory", "normal", "full")
@@ -27,15 +26,21 @@ SIZES = (1, 10, 100, 1_000)
 JOBS_AT_ONCE_MAX = 32_000
 """More jobs under way at once would measure the server's limits."""
 
+INBOX_REQUESTS_MAX = 100_000
+
 Cell = tuple[int, int, str]
 
 
-def serve_kind(kind: str, directory: Path) -> None:
-    """Be the server of one kind."""
+def serve_kind(kind: str, directory: Path, engine: Literal["actor", "lock"] = "actor") -> None:
+    """Be the server of one kind, with one of the engines."""
+    # As many clients as `engines` has must not be refused.
+    settings = replace(SETTINGS, engine=engine, inbox_requests_max=INBOX_REQUESTS_MAX)
     if kind == "memory":
-        serve(SETTINGS, Parts())
+        serve(settings, Parts())
         return
-    settings = replace(SETTINGS, data=str(directory / kind), durability=kind, retention_jobs=DURABLE_RETENTION_JOBS)
+    settings = replace(
+        settings, data=str(directory / f"{kind}-{engine}"), durability=kind, retention_jobs=DURABLE_RETENTION_JOBS
+    )
     sys.setswitchinterval(SWITCH_SECONDS)
     with open_directory(settings) as data:
         serve(settings, Parts(data=data))
@@ -46,21 +51,22 @@ def cells(clients: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, int]]
     return [(many, size) for many in clients for size in sizes if many * size <= JOBS_AT_ONCE_MAX]
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measures, or with --serve is the server that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer cells and rounds")
-    parser.add_argument("--clients", type=int, nargs="+", default=None, help="measure only these numbers of clients")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="measure only these sizes of batches")
-    parser.add_argument("--json", type=Path, help="where to write every round")
-    parser.add_argument("--serve", choices=KINDS)
-    parser.add_argument("--directory", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--clients", type=int, nargs="+", default=None, help="measure only these numbers of clients")
+    options.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="measure only these sizes of batches")
+    options.add_argument("--serve", choices=KINDS)
+    options.add_argument("--engine", choices=("actor", "lock"), default="actor", help="with --serve")
+    options.add_argument("--directory", type=Path)
+    arguments = options.parse_args(words)
     if arguments.serve:
-        serve_kind(arguments.serve, arguments.directory)
+        serve_kind(arguments.serve, arguments.directory, arguments.engine)
         return
-    rounds, seconds = (3, 1.0) if arguments.quick else (5, 2.0)
-    clients = arguments.clients or (CLIENTS_QUICK if arguments.quick else CLIENTS)
+    rounds, seconds = (1, 0.05) if arguments.smoke else (3, 0.5) if arguments.quick else (5, 2.0)
+    clients = arguments.clients or ((16,) if arguments.smoke else CLIENTS_QUICK if arguments.quick else CLIENTS)
+    sizes = (100,) if arguments.smoke else arguments.sizes
+    results = Results("durable", arguments)
     measures: dict[Cell, list[Measure]] = {}
     commits: dict[Cell, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
@@ -70,17 +76,15 @@ def main() -> None:
         command = [sys.executable, "-m", "tests.benchmarks.durable", "--directory", directory, "--serve"]
         servers = {kind: stack.enter_context(started([*command, kind])) for kind in KINDS}
         for number in range(rounds):
-            for many, size in cells(clients, arguments.sizes):
+            for many, size in cells(clients, sizes):
                 # Each is the first in turn, so that what comes and goes on the machine meets them alike.
                 for kind in rotated(KINDS, number):
                     pid, port = servers[kind]
                     one = measure(pid, port, partial(batches, size), connections=many, seconds=seconds)
                     measures.setdefault((many, size, kind), []).append(one)
                     commits.setdefault((many, size, kind), []).append(commit_ms(port))
-    print(f"whole lives over /v1; medians of {rounds} rounds of {seconds:g} s; process id {os.getpid()}\n")
-    report(measures, commits)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([[cell, [vars(one) for one in many]] for cell, many in measures.items()]))
+    tell_all(results, measures, commits, f"Whole lives over `/v1`; medians of {rounds} rounds of {seconds:g} s.")
+    results.end()
 
 
 def commit_ms(port: int) -> tuple[float, float]:
@@ -90,25 +94,38 @@ def commit_ms(port: int) -> tuple[float, float]:
     return (0.0, 0.0) if store is None else (store["commit_seconds_p50"] * 1e3, store["commit_seconds_p99"] * 1e3)
 
 
-def report(measures: dict[Cell, list[Measure]], commits: dict[Cell, list[tuple[float, float]]]) -> None:
-    """Prints jobs a second, what the store leaves of the rate in memory, CPU a job, and latencies in milliseconds.
+def tell_all(
+    results: Results, measures: dict[Cell, list[Measure]], commits: dict[Cell, list[tuple[float, float]]], about: str
+) -> None:
+    """Tells jobs a second, what the store leaves of the rate in memory, CPU a job, and latencies in milliseconds.
 
     The latencies are those of a request, and of the server's last thousand commits.
     """
-    head = f"{'clients':>7} {'batch':>6}  {'':8} {'jobs/s':>8} {'of memory':>9}"
-    print(f"{head} {'CPU us/job':>10} {'p50':>7} {'p99':>7} {'commit':>7} {'p99':>7}")
+    rows = []
+    shares: dict[int, dict[int, float]] = {}
     for many, size in dict.fromkeys(cell[:2] for cell in measures):
         base = 0.0
         for kind in KINDS:
             seen = measures[many, size, kind]
-            rate = median(one.per_second for one in seen) * size / 3
-            base = base or rate
-            cpu = median(one.cpu_us for one in seen) * 3 / size
-            p50, p99 = median(one.p50_ms for one in seen), median(one.p99_ms for one in seen)
-            share = rate / base
-            commit50, commit99 = (median(one[n] for one in commits[many, size, kind]) for n in (0, 1))
-            latencies = f"{p50:7.2f} {p99:7.2f} {commit50:7.2f} {commit99:7.2f}"
-            print(f"{many:7} {size:6}  {kind:8} {rate:8.0f} {share:9.2f} {cpu:10.1f} {latencies}")
+            rate = spread(one.per_second * size / 3 for one in seen)
+            base = base or rate.median
+            cpu = spread(one.cpu_us * 3 / size for one in seen)
+            p50, p99 = (spread(getattr(one, key) for one in seen).median for key in ("p50_ms", "p99_ms"))
+            commit = " / ".join(show(spread(one[n] for one in commits[many, size, kind]).median) for n in (0, 1))
+            share = rate.median / base
+            rows.append([many, size, kind, rate, f"{share:.2f}", cpu, f"{show(p50)} / {show(p99)}", commit])
+            if kind == "full":
+                shares.setdefault(size, {})[many] = share
+    head = ["clients", "batch", "durability:", "jobs/s", "of memory", "CPU us a job"]
+    results.table("durability", [*head, "request p50 / p99 ms", "commit p50 / p99 ms"], rows, about=about)
+    results.rounds("durability", [[*cell, [vars(one) for one in many]] for cell, many in measures.items()])
+    title = "What `full` durability keeps of the rate in memory"
+    with results.plot("durable", title, "clients", "share of jobs a second") as axes:
+        for size, seen_shares in shares.items():
+            axes.plot(list(seen_shares), list(seen_shares.values()), marker="o", label=f"{size} jobs a request")
+        plain(axes, x=sorted({many for seen_shares in shares.values() for many in seen_shares}))
+        axes.set_yscale("linear")
+        axes.set_ylim(0, 1.1)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """A request of the classic routes against a bare `pong`: the server's CPU per request, by turns in one run."""
 
-import argparse
 import cProfile
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import msgspec
@@ -20,6 +18,7 @@ from queue_actor.access import RANDOM_BYTES, AccessFile, Grant, Scope, Secret, e
 from queue_actor.settings import Settings
 from tests.benchmarks import pong
 from tests.benchmarks.load import READY, Answer, Measure, Script, measure, report, rotated, started
+from tests.benchmarks.results import Results, parser, plain, spread
 from web.__main__ import Parts, serve_queue
 from web.auth import Access
 from web.binding import listen
@@ -61,17 +60,19 @@ def batches(size: int, _client: int) -> Generator[bytes, Answer, None]:
         yield post("conclude", msgspec.json.encode({"jobs": claims}))
 
 
-def batches_in_two(size: int, client: int) -> Generator[bytes, Answer, None]:
-    """The same in two requests: what is concluded carries the next dequeue."""
-    lives = batches(size, client)
-    enqueue = next(lives)
-    answer = yield enqueue
-    conclude = lives.send((yield lives.send(answer)))
+def next_with_conclude(size: int, _client: int) -> Generator[bytes, Answer, None]:
+    """Whole lives over `/v1` in two requests: a conclude brings the next jobs along. The figure is per request."""
+    payload = '{"path":"/var/spool/images/0001.png","width":1280,"height":720,"x":1}'
+    jobs = ",".join([f'{{"type":"resize","payload":{payload}}}'] * size)
+    enqueue = post("enqueue", f'{{"jobs":[{jobs}]}}'.encode())
+    yield enqueue
+    answer = yield post("dequeue", f'{{"count":{size}}}'.encode())
+    leases = JOBS.decode(answer.body).jobs
     while True:
         yield enqueue
-        answer = yield post("conclude", conclude.partition(b"\r\n\r\n")[2][:-1] + b',"dequeue":{"count":%d}}' % size)
-        claims = [{"id": job.id, "token": job.lease.token} for job in NEXT_JOBS.decode(answer.body).dequeued.jobs]
-        conclude = post("conclude", msgspec.json.encode({"jobs": claims}))
+        claims = [{"id": job.id, "token": job.lease.token} for job in leases]
+        answer = yield post("conclude", msgspec.json.encode({"jobs": claims, "dequeue": {"count": size}}))
+        leases = NEXT.decode(answer.body).dequeued.jobs
 
 
 def post(verb: str, body: bytes) -> bytes:
@@ -99,14 +100,14 @@ class JobsSeen(msgspec.Struct):
     jobs: list[JobSeen]
 
 
-class NextJobsSeen(msgspec.Struct):
-    """What a client needs to see of a conclude that dequeues, too."""
+class NextSeen(msgspec.Struct):
+    """What a client needs to see of a conclude that brings the next jobs."""
 
     dequeued: JobsSeen
 
 
 JOBS = msgspec.json.Decoder(JobsSeen)
-NEXT_JOBS = msgspec.json.Decoder(NextJobsSeen)
+NEXT = msgspec.json.Decoder(NextSeen)
 
 
 def enqueue_only(_client: int) -> Generator[bytes, Answer, None]:
@@ -145,8 +146,8 @@ ROWS: dict[str, tuple[str, Script, float]] = {
     "read": ("queue", read_only, 1),
     **{f"whole lives by {size}": ("queue", partial(batches, size), 3 / size) for size in (1, 10, 100, 1_000)},
     **{
-        f"whole lives by {size}, concluded and dequeued at once": ("queue", partial(batches_in_two, size), 2 / size)
-        for size in (100, 1_000)
+        f"next with each conclude by {size}": ("queue", partial(next_with_conclude, size), 2 / size)
+        for size in (1, 10, 100, 1_000)
     },
     "life, bare": ("queue with nothing", whole_life, 1),
     "life, logging": ("queue with logging", whole_life, 1),
@@ -187,17 +188,15 @@ def serve(settings: Settings, parts: Parts, profile_file: Path | None = None) ->
         profile.dump_stats(profile_file)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measures, or with --serve is the server that is measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few seconds in all")
-    parser.add_argument("--json", type=Path, help="where to write every round")
-    parser.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
-    parser.add_argument("--rows", default="", help="measure only the rows whose name begins so")
-    parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--port", type=int, default=0, help="with --serve: where to listen")
-    parser.add_argument("--with", dest="switches", nargs="*", choices=SWITCHES, default=["logging", "metrics"])
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
+    options.add_argument("--rows", default="", help="measure only the rows whose name begins so")
+    options.add_argument("--serve", action="store_true")
+    options.add_argument("--port", type=int, default=0, help="with --serve: where to listen")
+    options.add_argument("--with", dest="switches", nargs="*", choices=SWITCHES, default=["logging", "metrics"])
+    arguments = options.parse_args(words)
     if arguments.serve:
         settings = replace(SETTINGS, bind=f"127.0.0.1:{arguments.port}")
         if "logging" not in arguments.switches:
@@ -207,8 +206,11 @@ def main() -> None:
         serve(settings, Parts(access=access() if "access" in arguments.switches else None), arguments.profile)
         return
     rows = {name: row for name, row in ROWS.items() if name.startswith(arguments.rows)}
+    if arguments.smoke:
+        rows = {name: ROWS[name] for name in (STOCK, "enqueue dequeue conclude", "next with each conclude by 10")}
     module = [sys.executable, "-m"]
-    rounds, seconds = (3, 0.7) if arguments.quick else (7, 2.0)
+    rounds, seconds = (1, 0.05) if arguments.smoke else (3, 0.5) if arguments.quick else (7, 2.0)
+    results = Results("http", arguments)
     commands = {
         "stock": [*module, "tests.benchmarks.pong", "--serve", "stock"],
         "ours": [*module, "tests.benchmarks.pong", "--serve", "ours"],
@@ -227,18 +229,28 @@ def main() -> None:
                 server, script, _ = rows[name]
                 pid, port = servers[server]
                 # A thousand batches of a thousand from sixteen clients at once would measure the queue's limits.
-                connections = 4 if "1000" in name else 16
+                connections = 4 if name.endswith("1000") else 16
                 measures[name].append(measure(pid, port, script, connections=connections, seconds=seconds))
-    print(f"16 keep-alive connections; medians of {rounds} rounds of {seconds:g} s; ratio to the first row\n")
-    report(measures, arguments.json)
-    if arguments.rows:
-        return
-    pong_us = median(each.cpu_us for each in measures[STOCK])
-    print(f"\n{'CPU per job, all its requests':34} {'us':>6} {'x pong':>7}")
-    for name, (_, _, requests) in ROWS.items():
-        if requests != 1:
-            us = median(each.cpu_us for each in measures[name]) * requests
-            print(f"{name:34} {us:6.1f} {us / pong_us:7.3f}")
+    about = f"16 keep-alive connections; medians of {rounds} rounds of {seconds:g} s; ratio to the first row."
+    report(results, "requests", measures, about=about)
+    if rows.keys() == ROWS.keys():
+        whole_jobs(results, measures)
+    results.end()
+
+
+def whole_jobs(results: Results, measures: dict[str, list[Measure]]) -> None:
+    """Tells what a whole job costs, with all its requests counted."""
+    pong_us = spread(each.cpu_us for each in measures[STOCK]).median
+    lives = {name: requests for name, (_, _, requests) in ROWS.items() if requests != 1}
+    cpu = {name: spread(each.cpu_us * lives[name] for each in measures[name]) for name in lives}
+    rows = [[name, us, f"{us.median / pong_us:.3f}"] for name, us in cpu.items()]
+    results.table("jobs", ["the server's CPU:", "us a job", "ratio to pong"], rows)
+    with results.plot("http", "The server's CPU for a whole job over HTTP", "jobs a request", "microseconds") as axes:
+        for kind in ("whole lives", "next with each conclude"):
+            sizes = {int(name.rpartition(" ")[2]): cpu[name].median for name in lives if name.startswith(kind)}
+            axes.plot(list(sizes), list(sizes.values()), marker="o", label=kind)
+            plain(axes, x=list(sizes))
+        axes.axhline(pong_us, linestyle=":", color="gray", label="one request to a bare pong")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ requests per second and latencies say how fast the pair is. CPU per request is t
 system together; it is comparable within one run on one machine, not between machines.
 """
 
-import json
 import os
 import selectors
 import signal
@@ -13,13 +12,17 @@ import socket
 import statistics
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.benchmarks.results import Results, show, spread
 
 READ_BYTES = 256 * 1024
 READY = "ready "
@@ -49,6 +52,7 @@ class Load:
     refused: int = 0
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    scheduled: list[float] = field(default_factory=list)  # in an open loop: when, in seconds since it began
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Client:
         self.script = script
         self.received = b""
         self.sent_at = 0.0
+        self.request = b""  # the next one, where requests are sent by a schedule
 
     def send(self, request: bytes) -> None:
         """Sends one request; they are small, so this does not block."""
@@ -124,6 +129,51 @@ def drive(port: int, script: Script, connections: int, seconds: float) -> Load:
     return load
 
 
+def drive_open(port: int, script: Script, connections: int, seconds: float, per_second: float) -> Load:
+    """Sends requests by a schedule, whatever becomes of the ones before; latencies count from the scheduled moment.
+
+    A client that waits for its answer before it sends the next request asks a server that stands still only once. This
+    one goes on asking: what finds no free connection is sent when there is one, and its wait counts.
+    """
+    load = Load()
+    due: deque[float] = deque()
+    free: deque[Client] = deque()
+    with selectors.DefaultSelector() as selector:
+        for number in range(connections):
+            client = Client(port, script(number))
+            client.request = next(client.script)
+            selector.register(client.socket, selectors.EVENT_READ, client)
+            free.append(client)
+        began = time.perf_counter()
+        scheduled, end, planned = began, began + seconds, 0
+        while scheduled < end or due or len(free) < connections:
+            now = time.perf_counter()
+            while scheduled < min(now, end):
+                due.append(scheduled)
+                planned += 1
+                scheduled = began + planned / per_second
+            while due and free:
+                client = free.popleft()
+                client.send(client.request)
+                client.sent_at = due.popleft()
+            wait = max(0.0, scheduled - time.perf_counter()) if scheduled < end else 1.0
+            for key, _ in selector.select(wait):
+                client = key.data
+                answer = client.receive()
+                if answer is None:
+                    continue
+                load.requests += 1
+                load.refused += answer.status >= 400
+                load.latencies.append(time.perf_counter() - client.sent_at)
+                load.scheduled.append(client.sent_at - began)
+                client.request = client.script.send(answer)
+                free.append(client)
+        load.seconds = time.perf_counter() - began
+        for key in list(selector.get_map().values()):
+            key.data.socket.close()
+    return load
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far, its threads included. Linux."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -154,13 +204,20 @@ def started(command: Sequence[str]) -> Iterator[tuple[int, int]]:
                 process.kill()
 
 
+@cache
+def loader() -> ProcessPoolExecutor:
+    """The process that makes the load, started and ready; one for all measurements."""
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    pool.submit(int).result()
+    return pool
+
+
 def measure(pid: int, port: int, script: Script, *, connections: int = 16, seconds: float = 1.0) -> Measure:
     """Loads a server from another process and compares its CPU before and after."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(int).result()  # the other process starts before the measurement does
-        before = cpu_seconds(pid)
-        load = pool.submit(drive, port, script, connections, seconds).result()
-        spent = cpu_seconds(pid) - before
+    pool = loader()
+    before = cpu_seconds(pid)
+    load = pool.submit(drive, port, script, connections, seconds).result()
+    spent = cpu_seconds(pid) - before
     if load.refused:
         raise RuntimeError(f"{load.refused} of {load.requests} requests were refused: this measures something else")
     cuts = statistics.quantiles(load.latencies, n=100)
@@ -173,15 +230,15 @@ def measure(pid: int, port: int, script: Script, *, connections: int = 16, secon
     )
 
 
-def report(measures: dict[str, list[Measure]], json_file: Path | None = None) -> None:
-    """Prints the medians of each name, and the ratio of its CPU to that of the first name; writes all as JSON too."""
+def report(results: Results, title: str, measures: dict[str, list[Measure]], *, about: str = "") -> None:
+    """Tells the figures of each name, and the ratio of its CPU to that of the first name."""
     first = statistics.median(each.cpu_us for each in next(iter(measures.values())))
-    print(f"{'':24} {'CPU us/request':>15} {'ratio':>6} {'requests/s':>11} {'p50 ms':>7} {'p99 ms':>7}")
+    rows = []
     for name, rounds in measures.items():
         cpu, rate, p50, p99 = (
-            statistics.median(getattr(each, key) for each in rounds)
-            for key in ("cpu_us", "per_second", "p50_ms", "p99_ms")
+            spread(getattr(each, key) for each in rounds) for key in ("cpu_us", "per_second", "p50_ms", "p99_ms")
         )
-        print(f"{name:24} {cpu:15.0f} {cpu / first:6.2f} {rate:11.0f} {p50:7.2f} {p99:7.2f}")
-    if json_file is not None:
-        json_file.write_text(json.dumps({name: [asdict(each) for each in rounds] for name, rounds in measures.items()}))
+        rows.append([name, cpu, f"{cpu.median / first:.2f}", show(rate.median), show(p50.median), p99])
+    head = [":", "CPU us a request", "ratio", "requests/s", "p50 ms", "p99 ms"]
+    results.table(title, head, rows, about=about)
+    results.rounds(title, {name: [asdict(each) for each in rounds] for name, rounds in measures.items()})

@@ -1,10 +1,9 @@
 """A bare `pong` on Hypercorn's own connections and on web/connections.py: the server's CPU per request, by turns."""
 
-import argparse
 import cProfile
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from hypercorn.trio import serve
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from queue_actor.settings import Settings
-from tests.benchmarks.load import READY, Answer, Measure, measure, report, started
+from tests.benchmarks.load import READY, Answer, Measure, measure, report, rotated, started
+from tests.benchmarks.results import Results, parser
 from web.serving import installed, make_config
 
 NAMES = {"stock": "Hypercorn's connections", "ours": "web/connections.py"}
@@ -54,14 +54,12 @@ async def run_server(*, stock: bool) -> None:
             nursery.cancel_scope.cancel()
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measures, or with --serve is one of the two servers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few seconds in all")
-    parser.add_argument("--json", type=Path, help="where to write every round")
-    parser.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
-    parser.add_argument("--serve", choices=list(NAMES))
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--profile", type=Path, help="with --serve: where to write a profile of the server")
+    options.add_argument("--serve", choices=list(NAMES))
+    arguments = options.parse_args(words)
     if arguments.serve:
         profile = cProfile.Profile()
         if arguments.profile:
@@ -70,14 +68,17 @@ def main() -> None:
         if arguments.profile:
             profile.dump_stats(arguments.profile)
         return
-    rounds, seconds = (3, 0.5) if arguments.quick else (7, 2.0)
+    rounds, seconds = (1, 0.05) if arguments.smoke else (3, 0.5) if arguments.quick else (7, 2.0)
+    results = Results("pong", arguments)
     measures: dict[str, list[Measure]] = {name: [] for name in NAMES.values()}
     command = [sys.executable, "-m", "tests.benchmarks.pong", "--serve"]
     with started([*command, "stock"]) as stock, started([*command, "ours"]) as ours:
-        for _ in range(rounds):
-            for (pid, port), name in ((stock, NAMES["stock"]), (ours, NAMES["ours"])):
-                measures[name].append(measure(pid, port, ask, seconds=seconds))
-    report(measures, arguments.json)
+        servers = dict(zip(measures, (stock, ours), strict=True))
+        for number in range(rounds):
+            for name in rotated(tuple(servers), number):
+                measures[name].append(measure(*servers[name], ask, seconds=seconds))
+    report(results, "pong", measures, about=f"16 keep-alive connections; medians of {rounds} rounds of {seconds:g} s.")
+    results.end()
 
 
 if __name__ == "__main__":

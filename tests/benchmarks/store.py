@@ -1,6 +1,5 @@
 """What a commit costs beside a busy event loop: few wide statements, or one a row."""
 
-import argparse
 import json
 import sqlite3
 import sys
@@ -9,13 +8,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 from queue_actor.jobs import Job, JobState
 from queue_actor.rows import JOB_COLUMNS, job_row
 from queue_actor.schema import prepare
 from queue_actor.statements import upsert_statement
+from tests.benchmarks.results import Results, parser, show, spread
 from web.__main__ import SWITCH_SECONDS
 
 JOBS = 100
@@ -99,13 +98,12 @@ def commits_per_second(path: Path, write: Write, seconds: float, *, busy: bool) 
     return count / seconds
 
 
-def main() -> None:
-    """Measures by turns, and prints commits a second with the share of what an idle loop leaves."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--json", type=Path, help="write the measures there")
-    arguments = parser.parse_args()
-    rounds, seconds = (3, 0.5) if arguments.quick else (7, 1.0)
+def main(words: Sequence[str] | None = None) -> None:
+    """Measures by turns, and tells commits a second with the share of what an idle loop leaves."""
+    arguments = parser(__doc__).parse_args(words)
+    rounds, seconds = (1, 0.02) if arguments.smoke else (3, 0.4) if arguments.quick else (7, 1.0)
+    results = Results("store", arguments)
+    usual = sys.getswitchinterval()
     rates: dict[tuple[str, float, bool], list[float]] = {}
     for _ in range(rounds):
         for name, write in WAYS.items():
@@ -115,18 +113,27 @@ def main() -> None:
                     with tempfile.TemporaryDirectory() as directory:
                         rate = commits_per_second(Path(directory) / "queue.sqlite", write, seconds, busy=busy)
                     rates.setdefault((name, switch, busy), []).append(rate)
-    print(f"commits of {JOBS} jobs a second, medians of {rounds}")
-    print(f"{'statement':12} {'switch ms':>9} {'idle':>7} {'busy':>7} {'share':>6}")
+    sys.setswitchinterval(usual)
+    rows = []
     for name in WAYS:
         for switch in (USUAL_SWITCH_SECONDS, SWITCH_SECONDS):
-            idle, busy_rate = (median(rates[name, switch, busy]) for busy in (False, True))
-            print(f"{name:12} {switch * 1e3:9.1f} {idle:7.0f} {busy_rate:7.0f} {busy_rate / idle:6.2f}")
-    if arguments.json:
-        measures = [
-            {"statement": name, "switch_seconds": switch, "busy": busy, "commits_per_second": seen}
-            for (name, switch, busy), seen in rates.items()
-        ]
-        arguments.json.write_text(json.dumps(measures))
+            idle, busy_rate = (spread(rates[name, switch, busy]) for busy in (False, True))
+            share = busy_rate.median / idle.median if idle.median else 0.0
+            rows.append([name, f"{switch * 1e3:g}", idle, busy_rate, show(share)])
+    results.table(
+        "commits",
+        ["statement:", "switch interval, ms", "idle", "busy", "share"],
+        rows,
+        about=f"Commits of {JOBS} jobs a second; medians of {rounds} rounds of {seconds:g} s.",
+    )
+    bars: dict[str, dict[str, float]] = {}
+    for (name, switch, busy), seen in rates.items():
+        # What came to nothing within a round has no place on a logarithmic scale.
+        rate = max(1.0, spread(seen).median)
+        bars.setdefault("busy" if busy else "idle", {})[f"{name}, {switch * 1e3:g} ms"] = rate
+    results.bars("store", f"Commits of {JOBS} jobs a second", "commits a second", bars)
+    results.rounds("commits", [[*cell, seen] for cell, seen in rates.items()])
+    results.end()
 
 
 if __name__ == "__main__":
