@@ -99,6 +99,11 @@ class Ledger:
         return taken
 
     @property
+    def revision(self) -> int:
+        """Of the last change of any job."""
+        return self._revision
+
+    @property
     def changes_waiting(self) -> int:
         """How many changes `take_changes` would give."""
         return len(self._changes)

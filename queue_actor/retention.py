@@ -38,9 +38,9 @@ class Retention:
         self._ledger = ledger
         self._settings = settings
 
-    def sweep(self, now: Now) -> Kept:
-        """Forget what is past its retention, and leave to the store what is no longer recent: a slice of each."""
-        ledger, limit = self._ledger, self._settings.sweep_slice
+    def sweep(self, now: Now, limit: int) -> Kept:
+        """Forget what is past its retention, and leave to the store what is no longer recent: so many of each."""
+        ledger = self._ledger
         forget = self._forget
         old = slice_due(ledger.kept, now.monotonic, limit, forget)
         old_dead = slice_due(ledger.dead, now.monotonic, limit, forget)

@@ -114,8 +114,11 @@ from queue_actor.settings import Settings
 from queue_actor.tokens import Tokens
 from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD, IN_PROGRESS, QUEUED, SCHEDULED
 
-BULK_JOBS_MAX = 1_000
-"""Jobs that one slice of a bulk command changes."""
+BULK_JOBS_MAX = 100
+"""Jobs that one slice of a bulk command changes: for a millisecond nobody else is served."""
+
+SWEEP_JOBS_MIN = 100
+"""Jobs of each kind that one sweep moves, if there are so many to move and little else has changed: a millisecond."""
 
 DISK_BYTES_PER_JOB = 1_000
 """What a job takes on a disk beside its payload, which goes there twice: through the store's log."""
@@ -135,6 +138,7 @@ class StateMachine:
         self._leased_before: list[Job] = []  # jobs that were restored, until their leases start again
         self.disk_room_bytes = inf
         """What the store's disk has room for, beyond its reserve; told by the engine."""
+        self._swept_revision = 0  # when the last sweep ended
         self._services = 0  # dequeues that found something, for the fair order
         self._enqueue_answers: Answers[Enqueued] = self._new_answers("enqueue")
         self._dequeue_answers: Answers[tuple[Holding, ...]] = self._new_answers("dequeue")
@@ -710,11 +714,15 @@ class StateMachine:
     # --- time
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
-        limit = self._settings.sweep_slice
+        # Who is served between two sweeps waits for them no longer than for other callers; and what is forgotten keeps
+        # up with what ends, of which each is three changes.
+        changed = self._ledger.revision - self._swept_revision
+        limit = min(self._settings.sweep_slice, max(SWEEP_JOBS_MIN, changed))
         stale = slice_due(self._ledger.leases, now.monotonic, limit, partial(self._each_due, self._return_stale, now))
         due = slice_due(self._ledger.planned, now.wall, limit, partial(self._each_due, self._ready_due, now))
         expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._each_due, self._expire_waiting, now))
-        kept = self._retention.sweep(now)
+        kept = self._retention.sweep(now, limit)
+        self._swept_revision = self._ledger.revision
         return Swept(
             stale=stale,
             due=due,

@@ -35,6 +35,7 @@ from queue_actor.jobs import (
     Outcome,
 )
 from queue_actor.settings import Settings
+from queue_actor.state_machine import SWEEP_JOBS_MIN
 from tests.contract.state import size_bytes
 from tests.contract.verbs import (
     AT_ONCE,
@@ -162,7 +163,7 @@ async def test_a_late_conclude_is_accepted_before_the_sweep_and_refused_after(
 async def test_a_hundred_thousand_stale_jobs_come_back_in_slices_while_others_are_served(
     settings: Settings, clock: FakeClock
 ) -> None:
-    jobs, slices = 100_000, 100
+    jobs, slices = 100_000, 100_000 // SWEEP_JOBS_MIN
     async with open_engine(replace(settings, queued_jobs_max=jobs), clock=clock) as engine:
         for _ in range(10):
             await enqueue(engine, *["a"] * (jobs // 10))
@@ -174,7 +175,7 @@ async def test_a_hundred_thousand_stale_jobs_come_back_in_slices_while_others_ar
             assert len(returned) < 10 * slices
         assert trio.current_time() == 30
         steps = [after - before for before, after in pairwise(returned)]
-        assert max(steps) <= 2 * settings.sweep_slice
+        assert max(steps) <= 2 * SWEEP_JOBS_MIN
         assert sum(step > 0 for step in steps) >= slices / 2
         assert [leased.job.id for leased in await dequeue(engine, 3)] == [1, 2, 3]
 

@@ -409,7 +409,7 @@ class Model:
         if job["not_before"] is None:
             job.update(state="queued", place=queue["next_place"], ready_at=self.now.wall)
             queue["next_place"] += 1
-        return {"id": job["id"], "state": job["state"], "existing": False}
+        return {"id": job["id"], "state": job["state"]}
 
     def replace(self, job: Facts, content: Facts) -> None:
         self.started.discard((job["queue"], job["id"]))

@@ -57,7 +57,7 @@ from queue_actor.jobs import (
     Retry,
 )
 from queue_actor.settings import Settings
-from queue_actor.state_machine import BULK_JOBS_MAX, DISK_BYTES_PER_JOB, StateMachine
+from queue_actor.state_machine import BULK_JOBS_MAX, DISK_BYTES_PER_JOB, SWEEP_JOBS_MIN, StateMachine
 from queue_actor.tokens import SECRET_BYTES, Tokens
 
 SECRET = bytes(range(SECRET_BYTES))
@@ -567,3 +567,34 @@ def test_a_refusal_about_a_job_says_what_state_it_is_in(life: Life) -> None:
     life.dequeue()
     life(Conclude([Claim("q", 2, consumer="w")]))
     assert refusal(life, Redrive("q", [2])) == ("already_finished", "job 2 is concluded", None)
+
+
+def test_a_sweep_moves_as_many_jobs_as_others_have_changed_so_that_forgetting_keeps_up() -> None:
+    life = Life(retention_seconds=0.0)
+    life(Enqueue("q", [NewJob("work")] * 500))
+    leases = life(Dequeue("q", 500)).leases
+    life(Conclude([claim(lease) for lease in leases]))
+
+    assert life(Sweep()).forgotten == 500
+
+
+def test_a_sweep_moves_a_hundred_jobs_while_little_else_is_done() -> None:
+    life = Life()
+    life(Enqueue("q", [NewJob("work")] * 250))
+    life(Dequeue("q", 250))
+    life(Sweep())
+    life.passes(LEASE_SECONDS)
+
+    swept = [life(Sweep()) for _ in range(3)]
+
+    assert [each.stale for each in swept] == [SWEEP_JOBS_MIN, SWEEP_JOBS_MIN, 50]
+    assert [each.more for each in swept] == [True, True, False]
+
+
+def test_a_sweep_moves_no_more_than_its_slice_however_much_is_done() -> None:
+    life = Life(sweep_slice=120)
+    life(Enqueue("q", [NewJob("work")] * 250))
+    life(Dequeue("q", 250))
+    life.passes(LEASE_SECONDS)
+
+    assert life(Sweep()).stale == 120
