@@ -254,7 +254,7 @@ def test_jobs_that_move_together_are_in_one_state() -> None:
     (other,) = ledger.create(queue, [NewJob("t", delay_seconds=1.0)], START)
     both = [replace(each, state=CANCELLED, revision=3) for each in (job, other)]
 
-    with pytest.raises(InvariantError, match="^cancel of jobs that are queued has one that is scheduled$"):
+    with pytest.raises(InvariantError, match=r"^cancel of jobs that are queued has one that is scheduled$"):
         ledger._put(queue, "cancel", [job, other], both)
 
 
