@@ -1,4 +1,16 @@
-"""The state machine alone: CPU for a job's whole life, memory of a queued job, and both beside millions of others."""
+"""The state machine alone: CPU for a job's whole life, memory of a queued job, and both beside millions of others.
+
+Before and after jobs went through their lives together (f361983), by turns, the least of several runs on two cores on
+which twenty processes waited; us of CPU for enqueue, dequeue, conclude, and handing the changes over:
+
+    jobs a command      1      10     100    1,000
+    before           44.4    13.2    12.7     12.8
+    after            44.0    11.9     7.2      6.2
+
+By one a job, what a command costs is nearly all; that run was on the busiest machine, and a quiet one takes half. A
+queued job took 421 bytes beyond its payload before, and 405 after; the longest command while a million were enqueued
+by a thousand took 28 ms of CPU before, for a dictionary that grew, and 8 ms after.
+"""
 
 import argparse
 import gc
@@ -34,7 +46,7 @@ PAYLOAD = b'{"path":"/var/spool/images/0001.png","width":1280,"height":720}'
 
 
 class Life(NamedTuple):
-    """What a job costs, in us of CPU, by verb; what a round takes to hand its changes over is in the verbs."""
+    """What a job costs, in us of CPU, by verb; handing the changes over is part of each."""
 
     enqueue: float
     dequeue: float

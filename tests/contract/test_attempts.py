@@ -218,6 +218,24 @@ async def test_one_command_may_conclude_a_job_twice(engine: Engine) -> None:
     assert await counts(engine) == {"concluded": 1}
 
 
+async def test_one_command_may_conclude_jobs_of_several_queues_in_any_order(engine: Engine) -> None:
+    leases = [await lease(engine, queue=queue) for queue in ("q", "r", "r", "q")]
+    wrong = replace(shown(leases[0]), token=leases[1].token)
+    command = Conclude([shown(leases[0]), shown(leases[2]), wrong, *map(shown, (leases[1], leases[3], leases[2]))])
+
+    results = (await engine.execute(command)).jobs
+
+    assert [(job.queue, job.id) if isinstance(job, Job) else type(job) for job in results] == [
+        ("q", 1),
+        ("r", 2),
+        LeaseLost,
+        ("r", 1),
+        ("q", 2),
+        ("r", 2),
+    ]
+    assert [await counts(engine, queue) for queue in ("q", "r")] == [{"concluded": 2}] * 2
+
+
 # --- extend and release
 
 

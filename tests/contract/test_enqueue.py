@@ -240,6 +240,25 @@ async def test_a_key_is_taken_within_one_command_too(engine: Engine) -> None:
     assert await counts(engine) == {"queued": 2}
 
 
+async def test_keys_are_taken_and_met_by_turns_within_one_command(engine: Engine) -> None:
+    keys = ["k", None, "k", "l", None, "l", "m", "k", "m"]
+    jobs = [NewJob("t", options=JobOptions(unique_key=key)) for key in keys]
+
+    answers = accepted(await engine.execute(Enqueue("q", jobs)))
+
+    assert [(answer.id, answer.existing) for answer in answers] == [
+        (1, False),
+        (2, False),
+        (1, True),
+        (3, False),
+        (4, False),
+        (3, True),
+        (5, False),
+        (1, True),
+        (5, True),
+    ]
+
+
 async def test_each_queue_has_keys_of_its_own(engine: Engine) -> None:
     await enqueue(engine, "a", queue="one", options=unique())
     assert await enqueue(engine, "a", queue="two", options=unique()) == [EnqueuedJob(1, JobState.QUEUED)]

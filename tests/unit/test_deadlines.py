@@ -297,6 +297,17 @@ def test_a_queue_that_is_gone_is_known_no_longer_and_its_successor_is_another() 
     twin.drain()
 
 
+def test_a_run_without_jobs_takes_no_more() -> None:
+    twin = Twin()
+    twin.set(9, 9.0)
+    twin.set(1, 5.0)
+    twin.clear(1)
+    twin.check(8.0)  # looks at what is first, and drops the run
+    twin.set(2, 5.0)  # would be its next
+    twin.check(4.0, 5.0)
+    twin.drain()
+
+
 def test_a_run_whose_first_jobs_have_left_goes_behind_those_that_come_before_it_now() -> None:
     twin = Twin()
     twin.add_all([1, 2, 8, 9], 5.0)
