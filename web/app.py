@@ -197,19 +197,21 @@ class App(QuartTrio):
         if not slow and not logger.isEnabledFor(logging.INFO):
             return
         traceparent = traceparent_of(request.scope["headers"]) if b"traceparent" in request.fields else None
-        line = {
-            "request_id": request_id,
-            **({} if traceparent is None else {"trace_id": traceparent.trace_id}),
-            "client": request.remote_addr,
-            **({} if self.access is None else {"who": caller_of(request).name}),
-            "method": request.method,
-            "path": _target(request),
-            "status": status,
-            "milliseconds": round(seconds * 1000, 2),
-            **({"waited_milliseconds": round(waited * 1000, 2)} if waited and not lasted else {}),
-            **({"bytes": len(response.body)} if response is not None and isinstance(response.body, bytes) else {}),
-            **facts,
-        }
+        line: dict[str, Any] = {"request_id": request_id}
+        if traceparent is not None:
+            line["trace_id"] = traceparent.trace_id
+        line["client"] = request.remote_addr
+        if self.access is not None:
+            line["who"] = caller_of(request).name
+        line["method"] = request.method
+        line["path"] = _target(request)
+        line["status"] = status
+        line["milliseconds"] = round(seconds * 1000, 2)
+        if waited and not lasted:
+            line["waited_milliseconds"] = round(waited * 1000, 2)
+        if response is not None and isinstance(response.body, bytes):
+            line["bytes"] = len(response.body)
+        line.update(facts)
         logger.info("request", extra={"facts": line})
         if slow and (held_back := self._slow_requests.held_back(started + seconds)) is not None:
             logger.warning("slow_request", extra={"facts": {**line, "held_back": held_back}})

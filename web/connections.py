@@ -233,7 +233,7 @@ class Connection:
             while (request := await self._next_request()) is not None:
                 self.method, self.path = request.method.decode(), request.target[:200].partition(b"?")[0].decode()
                 self.request_id = dict(request.headers).get(b"x-request-id", b"").decode("latin1")
-                self.keeps = self.method != "HEAD" and keeps_open(request)
+                self.keeps = isinstance(request, PlainRequest) or (self.method != "HEAD" and keeps_open(request))
                 scheme = "http" if self.plain is self.stream else "https"
                 scope = read_head(request, client=self.client, server=self.server, scheme=scheme)
                 scope["state"] = asgi.ConnectionState(self.state.copy())
