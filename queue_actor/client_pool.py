@@ -5,6 +5,7 @@ that costs more than the request. Here a request takes one off a stack and puts 
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from threading import BoundedSemaphore
 from typing import cast
 
@@ -76,7 +77,8 @@ class TasksPool(httpx.AsyncBaseTransport):
 
     def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], connections_max: int) -> None:
         self._make = make
-        self._room = anyio.Semaphore(connections_max)
+        self._connections_max = connections_max
+        self._room: anyio.Semaphore | None = None  # made where there is an event loop
         self._idle: list[httpx.AsyncBaseTransport] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -85,23 +87,26 @@ class TasksPool(httpx.AsyncBaseTransport):
         Raises:
             httpx.TransportError: There was no answer.
         """
+        if self._room is None:
+            self._room = anyio.Semaphore(self._connections_max)
         try:
             with anyio.fail_after(_pool_seconds(request)):
                 await self._room.acquire()
         except TimeoutError as error:
             raise httpx.PoolTimeout("all connections are in use", request=request) from error
         connection = self._idle.pop() if self._idle else self._make()
+        give_back = partial(self._give_back, connection, self._room)
         try:
             response = await connection.handle_async_request(request)
         except BaseException:
-            self._give_back(connection)
+            give_back()
             raise
-        response.stream = _AsyncAnswer(response.stream, lambda: self._give_back(connection))
+        response.stream = _AsyncAnswer(response.stream, give_back)
         return response
 
-    def _give_back(self, connection: httpx.AsyncBaseTransport) -> None:
+    def _give_back(self, connection: httpx.AsyncBaseTransport, room: anyio.Semaphore) -> None:
         self._idle.append(connection)
-        self._room.release()
+        room.release()
 
     async def aclose(self) -> None:
         """Close those that are not in use."""

@@ -23,7 +23,7 @@ QUEUE = "images"
 PAYLOAD = {"path": "/var/spool/images/0001.png", "width": 1280}
 CALLERS = 64
 AT_ONCE = 1_000  # jobs that are enqueued and leased at once before a measurement of concludes
-CONCLUDES_MAX = 40_000  # that are ready for one measurement: it ends when there are no more
+CONCLUDES_MAX = 20_000  # that are ready for one measurement: it ends when there are no more
 SHELLS = ("trio", "asyncio", "threads")
 VERBS = ("enqueue", "conclude")
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -38,7 +39,7 @@ from queue_actor.client import (
 from queue_actor.client_exchange import Request
 from queue_actor.jobs import Jitter, RetryKind
 from tests.process.server import Server, running_server
-from tests.process.shells import scenario
+from tests.process.shells import SHELLS, scenario, through
 
 pytestmark = pytest.mark.process
 
@@ -285,6 +286,23 @@ async def test_a_dequeue_waits_for_a_job(client: AsyncClient, queue: str) -> Non
     assert list(await client.dequeue(queue, wait_seconds=0.01)) == []
     with refused(Invalid, "invalid", "wait_seconds"):
         await client.dequeue(queue, wait_seconds=6)
+
+
+@pytest.mark.parametrize("name", ["trio", "asyncio"])
+def test_a_wait_that_is_cancelled_is_never_leased_to(server: Server, name: str) -> None:
+    async def play(client: AsyncClient, queue: str) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(client.dequeue, queue, wait_seconds=5))
+            while (await client.read_queue(queue)).waiters == 0:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        while (await client.read_queue(queue)).waiters:
+            await anyio.lowlevel.checkpoint()
+        await client.enqueue(queue, "t")
+        (job,) = await client.dequeue(queue)
+        assert job.attempts == 1
+
+    through(SHELLS[name], f"http://{server.host}:{server.port}", play)
 
 
 # --- the end of an attempt

@@ -235,6 +235,20 @@ def test_a_backup_is_a_file_that_holds_everything(tmp_path: Path) -> None:
             copy.close()
 
 
+def test_a_disk_that_is_full_takes_no_more_jobs(tmp_path: Path) -> None:
+    with running_server("--data", str(tmp_path / "data"), "--disk-reserve-bytes", str(1 << 40)) as server:
+
+        async def scenario(client: AsyncClient, queue: str) -> None:
+            with refused(Busy, "disk_full"):
+                await client.enqueue(queue, "t")
+            with refused(Busy, "disk_full"):
+                async with client.backup():
+                    pass
+
+        for shell in SHELLS.values():
+            through(shell, url(server), scenario, repeat_seconds=0.0)
+
+
 @pytest.mark.parametrize("name", ["threads", "trio", "asyncio"])
 def test_a_server_that_is_killed_and_started_again_is_waited_for(tmp_path: Path, name: str) -> None:
     """While many call. Each job is there once afterwards, whatever became of its first try."""

@@ -140,6 +140,27 @@ def test_the_worker_in_the_readme_is_the_one_that_does_real_work() -> None:
     assert f"```python\n{worker}```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_producer_in_the_readme_works_as_printed(tmp_path: Path) -> None:
+    document = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = document.split("## A producer in five lines\n", 1)[1].split("\n## ", 1)[0]
+    (info, lines), (shown, expected), *others = [
+        (block["info"], block["content"]) for block in FENCED.finditer(section)
+    ]
+    assert (info, shown, others) == ("python", "text", [])
+    assert len(lines.replace("\n\n", "\n").splitlines()) <= 5
+    with running_server() as server:
+        ran = subprocess.run(
+            [sys.executable, "-c", lines],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "QUEUE_ACTOR_URL": f"http://{server.host}:{server.port}"},
+            capture_output=True,
+            timeout=TOUR_SECONDS,
+            text=True,
+            check=False,
+        )
+    assert (ran.stdout, ran.stderr) == (expected, "")
+
+
 # --- the runner itself
 
 ADDRESS = "127.0.0.1:12345"

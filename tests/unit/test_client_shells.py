@@ -3,6 +3,7 @@
 Time is virtual: Trio's clock jumps, and that of the threads' client is moved by its own pauses.
 """
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -30,7 +31,9 @@ from queue_actor.client import (
     Unreachable,
 )
 from queue_actor.client_pool import TasksPool, ThreadsPool
+from queue_actor.client_streams import PIECE_LINES
 from queue_actor.coalescing import LANES_MAX
+from tests.process.server import eventually
 
 pytestmark = pytest.mark.virtual_time
 
@@ -183,8 +186,7 @@ def test_threads_that_call_at_the_same_time_share_requests() -> None:
         assert first.wait(WAIT_SECONDS)
         futures += [pool.submit(client.enqueue, "q", "t", n) for n in range(1, 20)]
         lane = client._lanes["enqueue", "q"]._lane
-        while lane.waiting < 19:
-            pass
+        assert eventually(lambda: lane.waiting == 19)
         others.set()
         assert [future.result(WAIT_SECONDS).id for future in futures] == list(range(20))
     assert sizes == [1, 19]
@@ -207,8 +209,7 @@ def test_a_thread_that_is_interrupted_while_it_sends_leaves_the_others_to_one_of
         assert sending.wait(WAIT_SECONDS)
         others = [pool.submit(client.enqueue, "q", "t", n) for n in (1, 2)]
         lane = client._lanes["enqueue", "q"]._lane
-        while lane.waiting < 2:
-            pass
+        assert eventually(lambda: lane.waiting == 2)
         interrupted.set()
         assert isinstance(leader.exception(WAIT_SECONDS), KeyboardInterrupt)
         assert [future.result(WAIT_SECONDS).id for future in others] == [1, 2]
@@ -301,6 +302,35 @@ async def test_calls_that_outlive_the_client_are_ended() -> None:
     assert len(ended) == 1
 
 
+def test_a_block_that_is_cancelled_ends_at_once_on_trio_and_on_asyncio() -> None:
+    async def block(under_way: Callable[[], object]) -> None:
+        async def never(_: httpx.Request) -> httpx.Response:
+            under_way()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        async with tasks(never) as client:
+            await client.enqueue("q", "t")
+
+    async def on_asyncio() -> None:
+        under_way = asyncio.Event()
+        task = asyncio.create_task(block(under_way.set))
+        await under_way.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    async def on_either() -> None:
+        with anyio.CancelScope() as scope:
+            await block(scope.cancel)
+        assert scope.cancelled_caught
+
+    anyio.run(on_asyncio, backend="asyncio")
+    for backend in ("asyncio", "trio"):
+        anyio.run(on_either, backend=backend)
+
+
 async def test_an_async_client_is_a_block() -> None:
     client = tasks(enqueued)
     with pytest.raises(RuntimeError, match="async with"):
@@ -353,6 +383,30 @@ async def test_what_a_stream_was_not_answered_is_sent_again_if_nothing_of_it_was
     async with tasks(sent) as asked:
         assert [chunk async for chunk in asked.enqueue_stream("q", numbers(4))] == expected
     assert [len(request.content.splitlines()) for request in sent.requests] == [4, 4, 4, 2]
+
+
+async def test_a_stream_of_any_length_holds_one_piece_at_a_time(slept: list[float]) -> None:
+    made, answered, most = [0], [0], [0]
+
+    def jobs() -> Iterator[bytes]:
+        for _ in range(10 * PIECE_LINES + 1):
+            made[0] += 1
+            most[0] = max(most[0], made[0] - answered[0])
+            yield b"{}"
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        count = len(request.content.splitlines())
+        answered[0] += count
+        return lines({"lines": count, "count": count})
+
+    with threads(respond) as client:
+        chunks = list(client.enqueue_stream("q", jobs()))
+    assert most == [PIECE_LINES]
+    assert (len(chunks), chunks[-1].lines, slept) == (11, 10 * PIECE_LINES + 1, [])
+    made[0] = answered[0] = most[0] = 0
+    async with tasks(respond) as asked:
+        assert [chunk async for chunk in asked.enqueue_stream("q", jobs())] == chunks
+    assert most == [PIECE_LINES]
 
 
 class Breaks(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -504,6 +558,17 @@ def test_the_connection_used_last_is_used_next_and_no_more_are_made_than_needed(
         assert not Connection.made[0].closed
         second.close()
     assert [made.closed for made in Connection.made] == [True, True]
+
+
+def test_an_async_client_may_be_made_before_there_is_an_event_loop() -> None:
+    client = AsyncClient("http://127.0.0.1:1", repeat_seconds=0)  # where nobody is
+
+    async def main() -> None:
+        async with client:
+            with pytest.raises(Unreachable):
+                await client.enqueue("q", "t")
+
+    anyio.run(main, backend="asyncio")
 
 
 async def test_so_do_tasks() -> None:

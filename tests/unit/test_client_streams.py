@@ -2,7 +2,7 @@
 
 import pytest
 
-from queue_actor.client import Chunk, NewJob, NotUnderstood
+from queue_actor.client import Chunk, LineRefused, NewJob, NotUnderstood
 from queue_actor.client_streams import PIECE_BYTES, PIECE_LINES, PIECE_SECONDS, Stream
 
 
@@ -30,10 +30,10 @@ def test_lines_that_were_answered_are_dropped_and_counted_on() -> None:
     for n in range(5):
         stream.add(str(n).encode(), 0)
     stream.begin()
-    stream.take(b'{"lines":2,"count":2,"first_id":1}')
+    stream.take(b'{"lines":2,"count":1,"first_id":1,"errors":[{"code":"invalid","detail":"d","line":1}]}')
     assert list(stream.lines) == [b"2", b"3", b"4"]
     stream.take(b'{"lines":4,"count":0,"error":{"code":"draining","detail":"d"}}')
-    assert list(stream.chunks()) == [Chunk(2, 2, 1)]
+    assert list(stream.chunks()) == [Chunk(2, 1, 1, errors=(LineRefused(1, "invalid", "d"),))]
     assert list(stream.chunks()) == []
     refused = stream.end()
     assert refused is not None
