@@ -44,7 +44,7 @@ PROGRESS_SECONDS: Final = 1.0
 """Least time between two heartbeats of a job that reports progress."""
 
 BEAT_SECONDS_MAX: Final = 10.0
-"""Longest that a heartbeat waits for its answer; of short leases it is a sixth."""
+"""Longest that a heartbeat waits for its answer; of short leases it is a quarter, which leaves time for two more."""
 
 BEAT_JOBS_MAX: Final = 500
 """Jobs in one request."""
@@ -327,7 +327,7 @@ class Heartbeats:
         sent = anyio.current_time()
         claims = [held.claim() for held in due]
         try:
-            with anyio.fail_after(min(BEAT_SECONDS_MAX, shortest_seconds / 6)):
+            with anyio.fail_after(min(BEAT_SECONDS_MAX, shortest_seconds / 4)):
                 results = await self._server.extend_many(claims)
         except (ClientError, TimeoutError) as error:
             self._unheard(due, claims, error)
