@@ -32,6 +32,12 @@ class Found(msgspec.Struct, frozen=True):
     departures: Mapping[str, int]
 
 
+class Slice(Found, frozen=True):
+    """Those of the finished jobs that match, among the ids up to one."""
+
+    until_id: int
+
+
 class Overdue(msgspec.Struct, frozen=True):
     """Finished jobs whose retention is over."""
 
@@ -51,10 +57,17 @@ class Archive:
         path: Path,
         connect: Callable[[Path], Connection],
         run_in_thread: RunInThread,
+        run_for_sweeps: RunInThread | None = None,
     ) -> None:
-        """Open the file for reading; see `SqliteStore` for the arguments. One read runs at a time."""
-        self._connection = connect(path)
-        self._run_in_thread = run_in_thread
+        """Open the file for reading; see `SqliteStore` for the arguments. One read of each kind runs at a time.
+
+        What sweeps ask for is read by `run_for_sweeps`, over a connection of its own: however many wait for what they
+        search for, leases end in time. Without it they stand in the same line.
+        """
+        self._connection = self._sweep_connection = connect(path)
+        self._run_in_thread = self._run_for_sweeps = run_in_thread
+        if run_for_sweeps is not None:
+            self._sweep_connection, self._run_for_sweeps = connect(path), run_for_sweeps
 
     async def find(self, queue: str, ids: Sequence[int]) -> Found:
         """Those of the jobs that have ended and are kept."""
@@ -67,19 +80,32 @@ class Archive:
         found: Found = await self._run_in_thread(find)
         return found
 
-    async def matching(self, queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Found:
-        """The first finished jobs that match, by id."""
+    async def matching(self, queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Slice:
+        """The first finished jobs that match, by id, among a bounded number of ids: others wait for their reads."""
         conditions, values = _conditions(where)
 
-        def find() -> Found:
-            return self._finished(
+        def find() -> Slice:
+            # What is read after this is of a later moment, when there are no other jobs among these ids than now.
+            first_id = self._first_after(queue, after_id)
+            last_id = until_id if first_id is None else min(until_id, first_id + SCANNED_IDS_MAX - 1)
+            if self._first_after(queue, last_id) is None:
+                last_id = until_id
+            found = self._finished(
                 f"jobs.queue = ? AND jobs.id > ? AND jobs.id <= ?{conditions} ORDER BY jobs.id",
-                (queue, after_id, until_id, *values),
+                (queue, after_id, last_id, *values),
                 limit,
             )
+            return Slice(found.jobs, found.departures, found.jobs[-1].id if len(found.jobs) == limit else last_id)
 
-        found: Found = await self._run_in_thread(find)
+        found: Slice = await self._run_in_thread(find)
         return found
+
+    def _first_after(self, queue: str, id_: int) -> int | None:
+        """The first job of a queue behind an id, in whatever state."""
+        ((first_id,),) = self._connection.execute(
+            "SELECT min(id) FROM jobs WHERE queue = ? AND id > ?", (queue, id_)
+        ).fetchall()
+        return None if first_id is None else int(first_id)
 
     def _finished(self, condition: str, values: Iterable[Any], limit: int) -> Found:
         execute = self._connection.execute
@@ -88,17 +114,9 @@ class Archive:
             # Unary plus: the primary key is the way in, not the index of finished jobs.
             rows = execute(f"{JOBS} WHERE +kept_until IS NOT NULL AND {condition} LIMIT ?", (*values, limit))
             jobs = [job_of(row) for row in rows]
-            return Found(jobs, self._departures({job.queue for job in jobs}))
+            return Found(jobs, _departures(self._connection, {job.queue for job in jobs}))
         finally:
             execute("COMMIT")
-
-    def _departures(self, queues: set[str]) -> dict[str, int]:
-        names = _json(sorted(queues))
-        return dict(
-            self._connection.execute(
-                "SELECT name, departures FROM queues WHERE name IN (SELECT value FROM json_each(?))", (names,)
-            )
-        )
 
     async def overdue(self, now: float, limit: int, over: int, dead_over: int) -> Overdue:
         """Finished jobs to be forgotten at this moment of the wall clock, at most `limit` of each kind.
@@ -111,16 +129,17 @@ class Archive:
         """
 
         def find() -> Overdue:
-            self._connection.execute("BEGIN")
+            self._sweep_connection.execute("BEGIN")
             try:
                 aged = self._first(sorted(FINISHED), limit, until=now)
                 many = self._first(["dead"], min(limit, dead_over))
                 many += self._first(["cancelled", "concluded"], min(limit, over))
-                return Overdue(aged, many, self._departures({job.queue for job in aged + many}))
+                queues = {job.queue for job in aged + many}
+                return Overdue(aged, many, _departures(self._sweep_connection, queues))
             finally:
-                self._connection.execute("COMMIT")
+                self._sweep_connection.execute("COMMIT")
 
-        overdue: Overdue = await self._run_in_thread(find)
+        overdue: Overdue = await self._run_for_sweeps(find)
         return overdue
 
     def _first(self, states: Sequence[str], limit: int, until: float = inf) -> list[Ended]:
@@ -134,7 +153,7 @@ class Archive:
             f"WHERE kept_until IS NOT NULL AND state = '{state}' AND kept_until <= ?1"
             for state in states
         )
-        rows = self._connection.execute(
+        rows = self._sweep_connection.execute(
             "SELECT json_group_array(json_array(queue, id, state, facts ->> 'revision')) "  # noqa: S608 - as above
             f"FROM ({in_order} ORDER BY kept_until LIMIT ?2)",
             (until, limit),
@@ -179,8 +198,18 @@ class Archive:
         return JobsFound(jobs, ends_at if low <= high and ends_at != last else None)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         self._connection.close()
+        self._sweep_connection.close()
+
+
+def _departures(connection: Connection, queues: set[str]) -> dict[str, int]:
+    names = _json(sorted(queues))
+    return dict(
+        connection.execute(
+            "SELECT name, departures FROM queues WHERE name IN (SELECT value FROM json_each(?))", (names,)
+        ).fetchall()
+    )
 
 
 def _conditions(where: JobFilter) -> tuple[str, list[Any]]:

@@ -225,7 +225,8 @@ class Cancel(Command[Results], frozen=True):
 class Redrive(Command[Results], frozen=True):
     """Queue dead or cancelled jobs again, with all their attempts before them.
 
-    A job is refused with UnknownJob, ForgottenJob, NotFinished, AlreadyFinished (it is concluded), or UniqueKeyTaken.
+    A job is refused with UnknownJob, ForgottenJob, NotFinished, AlreadyFinished (it is concluded), UniqueKeyTaken or
+    QueueFull.
     """
 
     queue: str

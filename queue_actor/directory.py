@@ -86,7 +86,7 @@ def open_directory(settings: Settings) -> Iterator[Data]:
             if settings.vacuum:
                 with _complaints(path):
                     store.vacuum()
-            archive = Archive(path, connect_reader, one_at_a_time())
+            archive = Archive(path, connect_reader, one_at_a_time(), one_at_a_time())
             try:
                 yield Data(store, archive, backups)
             finally:
@@ -103,9 +103,9 @@ def locked(directory: Path) -> Iterator[None]:
         SettingError: It cannot be used, or another process uses it.
     """
     with _complaints(directory):
+        _refuse_network(directory)
         if not directory.exists():
             directory.mkdir(mode=0o700)
-        _refuse_network(directory)
         lock = _lock(directory)
     try:
         yield

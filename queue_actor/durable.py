@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import trio
 from msgspec.structs import replace
 
-from queue_actor.archive import Archive, Found
+from queue_actor.archive import Archive
 from queue_actor.backups import Backups
 from queue_actor.changes import Recovered
 from queue_actor.commands import (
@@ -258,7 +258,7 @@ class DurableEngine:
             return await engine.execute(command)
 
     async def _bulk(self, engine: Engine, command: Bulk) -> BulkDone:
-        """One slice: no further than the last of the jobs that were read for it."""
+        """One slice: no further than was read for it."""
         states = command.where.states & FINISHED if command.where.states else FINISHED
         if command.verb is BulkVerb.REDRIVE:
             states -= {JobState.CONCLUDED}
@@ -267,15 +267,14 @@ class DurableEngine:
         until_id = command.until_id if command.until_id is not None else 2**53
         where = replace(command.where, states=states)
         while True:
-            found: Found = await self._archive.matching(command.queue, where, command.after_id, until_id, BULK_JOBS_MAX)
-            full = len(found.jobs) == BULK_JOBS_MAX
-            slice_ = replace(command, until_id=found.jobs[-1].id) if full else command
+            found = await self._archive.matching(command.queue, where, command.after_id, until_id, BULK_JOBS_MAX)
+            slice_ = replace(command, until_id=found.until_id)
             try:
                 done = await engine.execute(Recalled(slice_, found.jobs, found.departures))
             except ForgottenJob:
                 continue
-            if full and done.next_after is None:
-                return replace(done, next_after=found.jobs[-1].id)
+            if found.until_id < until_id and done.next_after is None:
+                return replace(done, next_after=found.until_id)
             return done
 
     async def _sweep(self, engine: Engine, command: Sweep) -> Swept:

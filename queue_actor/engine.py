@@ -11,7 +11,7 @@ from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
 from queue_actor.commands import Bulk, BulkDone, Command, Measure, R, ReadQueue, Sweep
-from queue_actor.errors import QueueError
+from queue_actor.errors import Busy, OutcomeUnknown, QueueError
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 
@@ -19,6 +19,10 @@ Clock = Callable[[], Now]
 
 INBOX_SLOTS_SPARE: Final = 3
 """What an inbox holds beyond the commands of clients: a sweep, a measurement, and one that was given up."""
+
+
+BUSY_SECONDS: Final = 0.05
+"""How long the next slice of a bulk command keeps away from an inbox that is full."""
 
 
 def system_clock() -> Now:
@@ -127,18 +131,35 @@ class Engine(Protocol):
         ...
 
 
-async def execute_in_slices(engine: Engine, command: Bulk) -> BulkDone:
+async def execute_in_slices(
+    engine: Engine, command: Bulk, tell: Callable[[BulkDone], object] = lambda _: None
+) -> BulkDone:
     """Carry out a bulk command on all jobs there are now, slice by slice; others are served in between.
 
+    `tell` hears of each slice that was carried out, for whoever has to know of them if the rest comes to nothing. A
+    full inbox refuses the first slice and holds up the others: whoever is told `busy` takes it that nothing was done.
+
     Raises:
-        QueueError: The refusal.
+        OutcomeUnknown: It was broken off. Some slices were carried out, and the rest was not.
+        QueueError: The refusal; nothing was done.
     """
     if command.until_id is None:
         command = replace(command, until_id=(await engine.execute(ReadQueue(command.queue))).last_id)
-    count = refused = 0
+    slices = count = refused = 0
     while True:
-        done = await engine.execute(command)
-        count, refused = count + done.count, refused + done.refused
+        try:
+            done = await engine.execute(command)
+        except Busy:
+            if not slices:
+                raise
+            await trio.sleep(BUSY_SECONDS)
+            continue
+        except QueueError as refusal:
+            if not slices:
+                raise
+            raise OutcomeUnknown(f"{count} jobs are done, and no others: {refusal.detail}") from None
+        tell(done)
+        slices, count, refused = slices + 1, count + done.count, refused + done.refused
         if done.next_after is None:
             return BulkDone(count, refused, None)
         command = replace(command, after_id=done.next_after, spread_from=done.spread_to)

@@ -20,7 +20,7 @@ exception is a bug or a broken machine, and ends the process.
     ├── UniqueKeyTaken      unique_key_taken  another job has this unique key
     ├── NotDurable          not_durable       nothing is kept that could be copied
     ├── LimitReached
-    │   ├── QueueFull       queue_full        `queued_jobs_max` jobs are waiting
+    │   ├── QueueFull       queue_full        `queued_jobs_max` jobs wait or run
     │   ├── MemoryFull      memory_full       `memory_bytes_max` bytes of payloads are kept
     │   ├── DiskFull        disk_full         less than `disk_reserve_bytes` are free
     │   ├── TooManyQueues   too_many_queues   `queues_max` queues exist
@@ -149,7 +149,7 @@ class LimitReached(QueueError):
 
 
 class QueueFull(LimitReached):
-    """As many jobs wait as `queued_jobs_max` allows."""
+    """As many jobs wait, or are in progress, as `queued_jobs_max` allows."""
 
     code = "queue_full"
 

@@ -14,10 +14,11 @@ from queue_actor.commands import (
     QueueView,
     Search,
 )
-from queue_actor.errors import ForgottenJob, UnknownJob
+from queue_actor.errors import ForgottenJob, QueueFull, UnknownJob
 from queue_actor.figures import QueueFigures
-from queue_actor.jobs import WAITING, Job, JobState, Now, OnExisting, first_policy
+from queue_actor.jobs import FINISHED, WAITING, Job, JobState, Now, OnExisting, first_policy
 from queue_actor.queues import METERED, Queue
+from queue_actor.settings import Settings
 
 SCANNED_IDS_MAX = 10_000
 """Ids that one search or one slice of a bulk command looks at."""
@@ -43,6 +44,24 @@ def find_job(queues: Mapping[str, Queue], name: str, id_: int) -> tuple[Queue, J
     if queue is not None and 0 < id_ < queue.next_id:
         raise ForgottenJob(f"job {id_} of queue {name} has ended and is no longer kept", field="id")
     raise UnknownJob(f"queue {name} has no job {id_}", field="id")
+
+
+def check_waiting(queue: Queue | None, counts: Mapping[JobState, int], jobs: int, settings: Settings) -> None:
+    """See whether so many more jobs may wait in a queue, and in all of them, whose jobs are counted.
+
+    In all, those in progress count as well: they may come back, and would grow without bound if they were handed out
+    again and again and never concluded.
+
+    Raises:
+        QueueFull: They may not.
+    """
+    if not jobs:
+        return
+    if sum(counts[state] for state in JobState if state not in FINISHED) + jobs > settings.queued_jobs_max:
+        raise QueueFull(f"{settings.queued_jobs_max} jobs may wait or run, as many as queued_jobs_max allows")
+    most = None if queue is None else queue.policy.queued_jobs_max
+    if queue is not None and most is not None and queue.waiting + jobs > most:
+        raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
 
 
 def growth(queue: Queue | None, new: Sequence[NewJob]) -> tuple[int, int]:

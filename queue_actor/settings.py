@@ -120,7 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_jobs_max: Annotated[int, Meta(ge=1, le=10_000, description="jobs in one request")] = 1_000
     queues_max: Annotated[int, Meta(ge=1, le=1_000_000, description="queues that may exist")] = 10_000
     queued_jobs_max: Annotated[
-        int, Meta(ge=1, le=100_000_000, description="scheduled and queued jobs, in all queues together")
+        int, Meta(ge=1, le=100_000_000, description="jobs that wait or are in progress, in all queues together")
     ] = 1_000_000
     memory_bytes_max: Annotated[
         int, Meta(ge=KIB, le=1024 * 1024 * MIB, description="bytes of payloads kept, finished jobs included")

@@ -84,7 +84,6 @@ from queue_actor.errors import (
     NotWaiting,
     OtherConsumer,
     QueueError,
-    QueueFull,
     QueueNotEmpty,
     RunTooLong,
     TooManyQueues,
@@ -301,11 +300,7 @@ class StateMachine:
                 raise UnknownQueue(f"there is no queue {command.queue}, and queues must be declared", field="queue")
             self._check_new_queue(command.queue)
         jobs, payload_bytes = queries.growth(queue, command.jobs)
-        if jobs and self._ledger.counts[QUEUED] + self._ledger.counts[SCHEDULED] + jobs > settings.queued_jobs_max:
-            raise QueueFull(f"{settings.queued_jobs_max} jobs may wait, as many as queued_jobs_max allows")
-        most = None if queue is None else queue.policy.queued_jobs_max
-        if jobs and queue is not None and most is not None and queue.waiting + jobs > most:
-            raise QueueFull(f"{most} jobs may wait in {queue.name}, as many as its policy's queued_jobs_max allows")
+        queries.check_waiting(queue, self._ledger.counts, jobs, settings)
         if payload_bytes > 0 and self._ledger.kept_bytes + payload_bytes > settings.memory_bytes_max:
             raise MemoryFull(f"{settings.memory_bytes_max} bytes may be kept, as many as memory_bytes_max allows")
         disk_bytes = jobs * DISK_BYTES_PER_JOB + max(0, 2 * payload_bytes)
@@ -592,8 +587,11 @@ class StateMachine:
         if job.state is CONCLUDED:
             raise AlreadyFinished(f"job {job.id} is concluded")
         key = job.options.unique_key
-        if key is not None and queue.unique.setdefault(key, job.id) != job.id:
+        if key is not None and key in queue.unique:
             raise UniqueKeyTaken(f"job {queue.unique[key]} has the unique key of job {job.id}")
+        queries.check_waiting(queue, self._ledger.counts, 1, self._settings)
+        if key is not None:
+            queue.unique[key] = job.id
         self._ledger.unfinish(queue, job)
         facts = {
             "fails": 0,

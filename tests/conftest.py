@@ -13,8 +13,10 @@ from tests.opening import DURABLE, IN_MEMORY, open_engine
 
 pytest.register_assert_rewrite("tests.contract.stack")
 
-# The machines that run these are slow and noisy at times: how long an example takes says nothing.
-hypothesis.settings.register_profile("unhurried", deadline=None)
+# The machines that run these are slow and noisy at times: how long an example takes, or is made up for, says nothing.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("unhurried")
 
 

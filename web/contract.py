@@ -338,7 +338,7 @@ OPERATIONS: dict[str, Operation] = {
     "queues.redrive_one": _operator(
         "Queue a dead or cancelled job again",
         result("queued"),
-        [*GONE, "not_finished", "already_finished", "unique_key_taken"],
+        [*GONE, "not_finished", "already_finished", "unique_key_taken", "queue_full"],
     ),
     "queues.run": _operator("Make a scheduled job ready now", result("queued"), [*GONE, "not_waiting"]),
     "ops.monitor": _server(

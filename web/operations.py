@@ -67,7 +67,7 @@ WHEN = {
     "run_too_long": "the attempt may not last longer than `run_seconds_max`",
     "unique_key_taken": "another job has this unique key",
     "not_durable": "the server has no data directory",
-    "queue_full": "`queued_jobs_max` jobs wait already",
+    "queue_full": "`queued_jobs_max` jobs wait or are in progress already",
     "memory_full": "`memory_bytes_max` bytes are kept already",
     "too_many_queues": "`queues_max` queues exist already",
     "in_progress_limit": "the access token has as many jobs in progress as it may",

@@ -8,6 +8,7 @@ from quart import Blueprint, request
 
 from queue_actor.commands import (
     Bulk,
+    BulkDone,
     BulkVerb,
     Cancel,
     DeleteQueue,
@@ -127,9 +128,9 @@ class Desk:
         refuse_query(request)
         name = queue_name(queue)
         decode(NOTHING, await body_of_request())
-        view = await self.engine.execute(ReadQueue(name))
-        if view.exists and not any(view.counts[state] for state in JobState if state not in FINISHED):
-            await execute_in_slices(self.engine, Bulk(name, BulkVerb.PURGE, JobFilter(FINISHED)))
+        counts = (await self.engine.execute(ReadQueue(name))).counts
+        if any(counts.values()) and not any(counts[state] for state in JobState if state not in FINISHED):
+            await carry_out(self.engine, Bulk(name, BulkVerb.PURGE, JobFilter(FINISHED)))
         view = await self.engine.execute(DeleteQueue(name))
         audit("delete_queue", queue=name)
         return self._show(view)
@@ -225,8 +226,17 @@ async def bulk(
     """Carry out one verb on all jobs that match: how many, and how many could not be done."""
     name = queue_name(queue)
     command = Bulk(name, verb, body.where(), dry_run=body.dry_run, per_second=per_second)
-    done = await execute_in_slices(engine, command)
-    if not body.dry_run:
-        audit(verb, queue=name, where=msgspec.to_builtins(command.where), per_second=per_second, count=done.count)
+    done = await carry_out(engine, command)
     view = BulkView(done.count, done.refused, body.dry_run)
     return reply(_encode(view), facts={"queue": name, "jobs": done.count})
+
+
+async def carry_out(engine: Engine, command: Bulk) -> BulkDone:
+    """Carry out a verb on many jobs; the audit log tells of those that were done, also if it is broken off."""
+    counts: list[int] = []
+    try:
+        return await execute_in_slices(engine, command, lambda done: counts.append(done.count))
+    finally:
+        if counts and not command.dry_run:
+            where = msgspec.to_builtins(command.where)
+            audit(command.verb, queue=command.queue, where=where, per_second=command.per_second, count=sum(counts))

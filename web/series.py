@@ -51,7 +51,7 @@ METRICS: dict[str, Metric] = {
     "queue_actor_growths_total": _queue("counter", "growths of a ready array"),
     "queue_actor_queues": _server("gauge", "queues that exist"),
     "queue_actor_queues_max": _server("gauge", "the limit of them"),
-    "queue_actor_queued_jobs_max": _server("gauge", "the limit of scheduled and queued jobs, of all queues together"),
+    "queue_actor_queued_jobs_max": _server("gauge", "the limit of jobs that wait or run, of all queues together"),
     "queue_actor_memory_bytes": _server("gauge", "payloads, results, progress and errors that are kept in memory"),
     "queue_actor_memory_bytes_max": _server("gauge", "the limit of them"),
     "queue_actor_inbox_requests": _server("gauge", "commands that wait to be carried out"),

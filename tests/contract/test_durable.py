@@ -275,6 +275,24 @@ async def starting(lives: Lives) -> AsyncIterator[tuple[Engine, Held]]:
     store.close()
 
 
+async def test_leases_end_in_time_however_long_others_wait_for_what_they_search_for(lives: Lives) -> None:
+    held = Held()
+    store = open_store(lives.connect)
+    archive = Archive(Path("none"), lives.connect, held, inline)
+    data = Data(store, archive, open_backups(lives.connect))
+    settings = replace(SETTINGS, sweep_seconds=1)
+    async with service.open_engine(settings, clock=lives.clock, data=data) as engine, trio.open_nursery() as nursery:
+        await engine.ready.wait()
+        await lease(engine, lease_seconds=5)
+        await enqueue(engine, "b", delay_seconds=5)
+        nursery.start_soon(engine.execute, Search("q", JobFilter()))
+        await pass_time(5.1)
+        assert await counts(engine) == {"queued": 2}
+        held.free.set()
+    archive.close()
+    store.close()
+
+
 async def test_an_engine_that_still_reads_its_jobs_refuses_what_is_asked(lives: Lives) -> None:
     async with starting(lives) as (engine, held):
         await wait_all_tasks_blocked()
@@ -381,6 +399,34 @@ async def test_a_purge_of_many_jobs_that_only_the_store_has_is_cut_into_slices(l
             await ended(engine, 500)
         done = await execute_in_slices(engine, Bulk("q", BulkVerb.PURGE, JobFilter()))
         assert (done.count, await counts(engine)) == (1_500, {})
+
+
+async def test_each_slice_asks_the_store_for_a_bounded_number_of_ids_however_few_jobs_match(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep waits for its turn to read, and so do all who ask for a job that only the store has."""
+    monkeypatch.setattr("queue_actor.archive.SCANNED_IDS_MAX", 3)
+    async with lives.life() as engine:
+        archive: Any = engine._archive  # type: ignore[attr-defined] # it is a durable one
+        matching, looked_at = archive.matching, []
+
+        async def watched(queue: str, where: JobFilter, after_id: int, until_id: int, limit: int) -> Any:
+            found = await matching(queue, where, after_id, until_id, limit)
+            looked_at.append((after_id, found.until_id))
+            return found
+
+        archive.matching = watched
+        await ended(engine, 4)
+        await enqueue(engine, "b", "a", "b")
+        for leased in await dequeue(engine, 3):
+            await conclude(engine, leased)
+        await engine.execute(Forget("q", [1, 2]))
+        done = await execute_in_slices(engine, Bulk("q", BulkVerb.PURGE, JobFilter(type="b")))
+        assert (done.count, await counts(engine)) == (2, {"concluded": 3})
+        assert looked_at == [(0, 5), (5, 7)]
+        looked_at.clear()
+        assert (await engine.execute(Bulk("q", BulkVerb.PURGE, JobFilter(type="b"), after_id=4))).next_after is None
+        assert looked_at == [(4, 2**53)]
 
 
 async def test_what_is_about_jobs_that_have_not_ended_does_not_ask_the_store(lives: Lives) -> None:

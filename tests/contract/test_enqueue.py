@@ -113,9 +113,9 @@ async def test_a_batch_that_would_fill_the_queue_over_is_refused_whole(
         assert await counts(engine) == {"queued": 1}
         await enqueue(engine, "b", delay_seconds=9)
         await refusal(engine, Enqueue("q", [NewJob("c")]), QueueFull)
-        await dequeue(engine)  # a job in progress waits no longer
+        await conclude(engine, (await dequeue(engine))[0])
         await enqueue(engine, "c")
-        assert [change.revision for change in store.changes] == [1, 2, 3, 4, 5]
+        assert [change.revision for change in store.changes] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_payloads_that_memory_has_no_room_for_are_refused_until_some_are_forgotten(
@@ -467,6 +467,18 @@ async def test_the_limit_of_waiting_jobs_holds_over_all_queues_together(settings
             await refusal(engine, Enqueue(queue, [NewJob("a")]), QueueFull)
 
 
+async def test_jobs_in_progress_count_too_as_long_as_they_are(settings: Settings) -> None:
+    """Or whoever dequeues and never concludes would let memory grow without bound."""
+    async with open_engine(replace(settings, queued_jobs_max=2)) as engine:
+        await enqueue(engine, "a", "b")
+        leased = await dequeue(engine, 2)
+        await refusal(engine, Enqueue("q", [NewJob("c")]), QueueFull)
+        await fail(engine, leased[0], retry_after_seconds=0)
+        await refusal(engine, Enqueue("q", [NewJob("c")]), QueueFull)
+        await conclude(engine, leased[1])
+        await enqueue(engine, "c")
+
+
 async def test_a_refused_enqueue_leaves_no_trace(settings: Settings) -> None:
     settings = replace(settings, queues_max=1, memory_bytes_max=1_024, queued_jobs_max=2)
     async with open_engine(settings) as engine:
@@ -519,7 +531,7 @@ async def test_an_enqueue_that_was_refused_may_be_repeated_under_its_key(setting
         await enqueue(engine, "a")
         command = Enqueue("q", [NewJob("b")], key())
         await refusal(engine, command, QueueFull)
-        await dequeue(engine)
+        await conclude(engine, (await dequeue(engine))[0])
         assert accepted(await engine.execute(command)) == [EnqueuedJob(2, JobState.QUEUED)]
         # and an answer that was given needs no room
         assert accepted(await engine.execute(command)) == [EnqueuedJob(2, JobState.QUEUED)]

@@ -946,14 +946,17 @@ async def test_a_body_is_limited_on_every_path(serve: Serve, target: str) -> Non
         assert await server.state([1]) == before
 
 
-async def test_up_to_queued_jobs_max_jobs_wait(serve: Serve) -> None:
+async def test_up_to_queued_jobs_max_jobs_wait_or_run(serve: Serve) -> None:
     async with serve(queued_jobs_max=3) as server:
         for _ in range(3):
             await server.enqueue()
         before = await server.state([3, 4])
         assert (await server.ask("POST", "/jobs/enqueue", A)).problem == (429, "queue_full", None)
         assert await server.state([3, 4]) == before
-        await server.dequeue()
+        leased = await server.dequeue()
+        assert (await server.ask("POST", "/jobs/enqueue", A)).problem == (429, "queue_full", None)
+        shown = {"Queue-Lease-Token": leased.headers["queue-lease-token"]}
+        assert (await server.ask("POST", "/jobs/1/conclude", headers=list(shown.items()))).status == 200
         assert await server.enqueue() == 4
 
 

@@ -11,6 +11,7 @@ from queue_actor.commands import (
     BulkDone,
     BulkVerb,
     Cancel,
+    Command,
     Conclude,
     EnqueuedJob,
     Extend,
@@ -24,15 +25,19 @@ from queue_actor.commands import (
     Search,
     TakeBack,
 )
-from queue_actor.engine import Engine, execute_in_slices
+from queue_actor.engine import BUSY_SECONDS, Engine, execute_in_slices
 from queue_actor.errors import (
     AlreadyFinished,
+    Busy,
+    Draining,
     ForgottenJob,
     LeaseLost,
     NotFinished,
     NotInProgress,
     NotWaiting,
+    OutcomeUnknown,
     QueueError,
+    QueueFull,
     UniqueKeyTaken,
     UnknownJob,
     UnknownQueue,
@@ -308,6 +313,20 @@ async def test_a_redrive_takes_the_unique_key_again_unless_another_job_has_it(en
 # --- run now
 
 
+async def test_a_redrive_needs_room_among_the_jobs_that_wait(settings: Settings) -> None:
+    async with open_engine(replace(settings, queued_jobs_max=3)) as engine:
+        await enqueue(engine, "a", "b", "c")
+        await engine.execute(Cancel("q", [1, 2, 3]))
+        await enqueue(engine, "d", "e")
+        assert (await bulk(engine, BulkVerb.REDRIVE)) == BulkDone(1, 2, None)
+        await refusal(engine, Redrive("q", [2]), QueueFull)
+        await engine.execute(Cancel("q", [4]))
+        await give_policy(engine, queued_jobs_max=2)
+        assert "its policy's" in str(await refusal(engine, Redrive("q", [2]), QueueFull))
+        await give_policy(engine, queued_jobs_max=3)
+        assert (await engine.execute(Redrive("q", [2]))).single().state is JobState.QUEUED
+
+
 async def test_a_scheduled_job_may_be_run_now_and_stands_at_the_back(engine: Engine) -> None:
     await enqueue(engine, "a", delay_seconds=60)
     await enqueue(engine, "b")
@@ -494,6 +513,50 @@ async def test_jobs_that_come_while_the_slices_are_worked_through_are_not_meant(
     await pass_time(9)
     assert done == [BulkDone(jobs, 0, None)]
     assert [job.id for job in (await engine.execute(Search("q", ALL))).jobs] == [jobs + 1]
+
+
+class Refusing:
+    """An engine whose n-th command is refused, counted from 0."""
+
+    def __init__(self, engine: Engine, refusals: dict[int, QueueError]) -> None:
+        self._engine = engine
+        self._refusals = refusals
+        self._commands = 0
+
+    async def execute(self, command: Command[Any]) -> Any:
+        self._commands += 1
+        if self._commands - 1 in self._refusals:
+            raise self._refusals[self._commands - 1]
+        return await self._engine.execute(command)
+
+
+async def many(engine: Engine, refusals: dict[int, QueueError], told: list[int]) -> BulkDone:
+    """A purge of what takes three slices, after the command that asks how many jobs there are."""
+    await enqueue(engine, *["a"] * (2 * BULK_JOBS_MAX + 10))
+    refusing: Any = Refusing(engine, refusals)
+    return await execute_in_slices(refusing, Bulk("q", BulkVerb.PURGE, ALL), lambda done: told.append(done.count))
+
+
+async def test_a_full_inbox_refuses_the_first_slice_and_holds_up_the_others(engine: Engine) -> None:
+    told: list[int] = []
+    with pytest.raises(Busy):
+        await many(engine, {1: Busy("full")}, told)
+    assert told == []
+    assert await counts(engine) == {"queued": 2 * BULK_JOBS_MAX + 10}
+    await bulk(engine, BulkVerb.PURGE)
+    before = trio.current_time()
+    done = await many(engine, {n: Busy("full") for n in (2, 3, 5)}, told)
+    assert done == BulkDone(2 * BULK_JOBS_MAX + 10, 0, None)
+    assert told == [BULK_JOBS_MAX, BULK_JOBS_MAX, 10]
+    assert trio.current_time() - before == pytest.approx(3 * BUSY_SECONDS, abs=0.01)
+
+
+async def test_who_is_refused_in_the_middle_of_a_bulk_verb_is_not_told_that_nothing_was_done(engine: Engine) -> None:
+    told: list[int] = []
+    with pytest.raises(OutcomeUnknown, match=f"^{BULK_JOBS_MAX} jobs are done, and no others: it ends$"):
+        await many(engine, {2: Draining("it ends")}, told)
+    assert told == [BULK_JOBS_MAX]
+    assert await counts(engine) == {"queued": BULK_JOBS_MAX + 10}
 
 
 async def test_a_bulk_verb_may_end_at_an_id_and_begin_after_one(engine: Engine) -> None:

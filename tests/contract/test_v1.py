@@ -991,7 +991,8 @@ async def test_a_refusal_is_not_remembered(serve: Serve) -> None:
         await enqueue(server)
         full = await refused(server, "POST", f"{Q}/enqueue", body, Idempotency_Key="k")
         assert full == (429, "queue_full", None)
-        await dequeue(server)
+        id_, token = await lease(server)
+        await post(server, f"{Q}/jobs/{id_}/conclude", {"token": token})
         assert (await post(server, f"{Q}/enqueue", body, Idempotency_Key="k"))["jobs"][0]["id"] == 2
 
 

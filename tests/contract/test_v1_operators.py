@@ -8,6 +8,7 @@ from queue_actor.settings import Settings
 from tests.contract.conftest import Serve
 from tests.contract.stack import Server, build
 from tests.contract.v1 import Asked, Q, ask, dequeue, enqueue, get, held, lease, post, refused, state
+from tests.fakes import FakeStore
 
 pytestmark = pytest.mark.virtual_time
 
@@ -260,6 +261,38 @@ async def test_a_query_is_as_strict_as_a_body(server: Server, target: str, field
     assert await refused(server, "GET", target) == (400, "invalid", field)
 
 
+@one_engine
+@pytest.mark.parametrize(
+    ("target", "most", "beyond", "field"),
+    [
+        (f"{Q}/jobs?type={{}}", "a" * 200, "a" * 2_000, "type"),
+        (f"{Q}/jobs?consumer={{}}", "a" * 200, "a" * 2_000, "consumer"),
+        (f"{Q}/jobs?error={{}}", "a" * 200, "a" * 2_000, "error"),
+        (f"{Q}/jobs?limit={{}}", "1000", "10000", "limit"),
+        (f"{Q}/jobs?cursor={{}}", "9007199254740991", "90071992547409910", "cursor"),
+        ("/v1/queues?limit={}", "1000", "10000", "limit"),
+        ("/v1/queues?prefix={}", "a" * 80, "a" * 800, "prefix"),
+        ("/v1/queues?cursor={}", "a" * 80, "a" * 800, "cursor"),
+        ("/v1/queues/{}", "a" * 80, "a" * 800, "queue"),
+    ],
+)
+async def test_a_query_is_taken_up_to_its_bounds_and_refused_far_beyond_them(
+    server: Server, target: str, most: str, beyond: str, field: str
+) -> None:
+    """One more than most is in the test before."""
+    await get(server, target.format(most))
+    assert await refused(server, "GET", target.format(beyond)) == (400, "invalid", field)
+
+
+async def test_a_wait_and_an_id_are_taken_up_to_their_bounds_and_refused_far_beyond_them(server: Server) -> None:
+    job = await held(server)
+    await post(server, f"{Q}/jobs/1/conclude", {"token": job["token"]})
+    await get(server, f"{Q}/jobs/1?wait_seconds=20")
+    assert await refused(server, "GET", f"{Q}/jobs/1?wait_seconds=200") == (400, "invalid", "wait_seconds")
+    assert await refused(server, "GET", f"{Q}/jobs/9007199254740991") == (404, "unknown_job", "id")
+    assert await refused(server, "GET", f"{Q}/jobs/90071992547409910") == (400, "invalid", "id")
+
+
 @pytest.mark.parametrize("since", ["2027-01-15T08:00:00Z", "2027-01-15T09:00:00%2B01:00", "2027-01-15T09:00:00+01:00"])
 async def test_a_time_in_a_query_may_have_any_offset_and_its_plus_as_it_is(server: Server, since: str) -> None:
     await enqueue(server)
@@ -465,6 +498,8 @@ async def test_each_verb_of_an_operator_leaves_a_line_in_the_audit_log(server: S
     job = await held(server)
     await post(server, f"{Q}/jobs/{job['id']}/conclude", {"token": job["token"]})
     await ask(server, "DELETE", f"{Q}/jobs/{job['id']}")
+    job = await held(server)
+    await post(server, f"{Q}/jobs/{job['id']}/conclude", {"token": job["token"]})
     await ask(server, "DELETE", Q)
     lines = [line for line in server.log if line["event"] == "audit"]
     assert [(line["verb"], line.get("job"), line.get("count")) for line in lines] == [
@@ -478,12 +513,30 @@ async def test_each_verb_of_an_operator_leaves_a_line_in_the_audit_log(server: S
         ("release", None, 2),
         ("redrive", None, 1),
         ("purge", None, 3),
-        ("forget", job["id"], None),
+        ("forget", job["id"] - 1, None),
+        ("purge", None, 1),
         ("delete_queue", None, None),
     ]
     assert {(line["queue"], line["who"], line["level"]) for line in lines} == {("q", "anonymous", "info")}
     purge = next(line for line in lines if line["verb"] == "purge")
     assert sorted(purge["where"]["states"]) == ["queued", "scheduled"]
+
+
+@one_engine
+async def test_a_verb_that_is_broken_off_leaves_what_was_done_in_the_audit_log(
+    server: Server, store: FakeStore
+) -> None:
+    await enqueue(server, *[{"type": "a"}] * 1_000)
+    await enqueue(server, *[{"type": "a"}] * 500)
+    store.seconds = 1
+    async with trio.open_nursery() as nursery:
+        asked = await Asked.start(nursery, server, "POST", f"{Q}/purge", {"state": "queued"})
+        await trio.sleep(1.5)  # a second to count the jobs, and a part of that of the first slice
+        server.engine.close()
+    assert asked.answer is not None
+    assert asked.answer.problem == (503, "outcome_unknown", None)
+    (line,) = [line for line in server.log if line["event"] == "audit"]
+    assert (line["verb"], line["count"]) == ("purge", 1_000)
 
 
 async def test_a_purge_names_the_states_that_it_forgets(server: Server) -> None:

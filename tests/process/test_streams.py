@@ -307,10 +307,13 @@ def test_a_bad_line_is_told_by_its_number_and_leaves_the_others_alone(server: Se
         b'{"type":"third"}',
     ]
 
-    (answer,) = produce(server, "errors", b"\n".join(lines))
+    # One answer, unless the long line takes a busy machine longer than a chunk may last.
+    answers = produce(server, "errors", b"\n".join(lines))
 
-    assert (answer["lines"], answer["count"], answer["first_id"]) == (len(lines), 3, 1)
-    told = [(error["line"], error["code"]) for error in answer["errors"]]
+    errors = [error for answer in answers for error in answer.get("errors", [])]
+    assert (answers[-1]["lines"], sum(answer["count"] for answer in answers)) == (len(lines), 3)
+    assert answers[0]["first_id"] == 1
+    told = [(error["line"], error["code"]) for error in errors]
     assert told == [
         (2, "malformed"),
         (4, "malformed"),
@@ -319,7 +322,7 @@ def test_a_bad_line_is_told_by_its_number_and_leaves_the_others_alone(server: Se
         (9, "invalid"),
         (10, "malformed"),
     ]
-    assert answer["errors"][3]["field"] == "payload"
+    assert errors[3]["field"] == "payload"
     assert types(server, "errors") == ["first", "second", "third"]
     assert server.request("GET", "/v1/queues/errors/jobs/2").body["payload"] == "é"
 
@@ -471,11 +474,13 @@ def test_what_was_answered_is_there_after_the_producer_has_left(
     queue = f"left-{leave.__name__}"
     with Producer(server, queue) as producer:
         producer.send(GOOD * (2 * CHUNK_LINES + 500) + GOOD[:4])
-        assert [producer.answer()["count"] for _ in range(2)] == [CHUNK_LINES] * 2
+        told = 0
+        while told < 2 * CHUNK_LINES:  # in two answers, unless the machine stands still for long enough to end a chunk
+            told += producer.answer()["count"]
         leave(producer)
     server.has_seen_all_before()
     queued = counts(server, queue)["queued"]
-    assert 2 * CHUNK_LINES <= queued <= 2 * CHUNK_LINES + 500
+    assert told <= queued <= 2 * CHUNK_LINES + 500
 
 
 def test_a_drain_ends_the_stream_and_what_was_answered_had_been_enqueued() -> None:

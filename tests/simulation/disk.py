@@ -6,9 +6,10 @@ risk. Names are kept in the same way: creating and deleting files is not safe ei
 SQLite asks for when a deleted journal decides; and with the first sync of a new file Linux's file systems do it anyway.
 
 `crash` is the death of the process: the system lives on, so everything written is there, and what was not synced still
-is not. `power_cut` is the death of the machine: whatever was not synced is kept, lost, torn or zeroed as chance will
-have it, while synced bytes never change (SQLite calls it "powersafe overwrite", and relies on it on Unix). Both give a
-new disk to open the files from; the one before answers nothing any more, so that a process cannot act after its death.
+is not. `power_cut` is the death of the machine: whatever was not synced is kept, lost, torn, zeroed, or there but for a
+bit, as chance will have it, while synced bytes never change (SQLite calls it "powersafe overwrite", and relies on it on
+Unix). Both give a new disk to open the files from; the one before answers nothing any more, so that a process cannot
+act after its death.
 
 A sync that fails is worse than one that did not happen. Linux takes what it could not write for written: it shows it
 on, and does not try again (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). So here
@@ -63,6 +64,13 @@ class Loss(StrEnum):
     END = "end"  # it was written in order, and the last write that counts was torn at any byte
     SOME = "some"  # each sector of it is there, or not
     ZEROS = "zeros"  # each sector of it is there, or not, or was allocated and never filled
+    FLIPS = "flips"  # each sector of it is there, or not, or is there with one bit the other way
+
+
+def flipped(data: bytes, rng: Random) -> bytes:
+    """The same but for one bit."""
+    bit = rng.randrange(8 * len(data))
+    return (int.from_bytes(data) ^ 1 << bit).to_bytes(len(data))
 
 
 class DeadError(Exception):
@@ -148,11 +156,15 @@ class _Content:
                     write.apply(left)
             elif loss is not Loss.ALL:
                 for piece in write.sectors(sector_bytes):
-                    fate = rng.choice(("there", "there", "lost", "zeros" if loss is Loss.ZEROS else "lost"))
-                    if fate == "zeros" and piece.data is not None:
-                        _Write(piece.offset, bytes(len(piece.data))).apply(left)
-                    elif fate == "there":
+                    fate = rng.choice(("there", "there", "lost", "lost" if loss is Loss.SOME else loss))
+                    if fate == "lost":
+                        continue
+                    if piece.data is None or fate == "there":
                         piece.apply(left)
+                    elif fate is Loss.ZEROS:
+                        _Write(piece.offset, bytes(len(piece.data))).apply(left)
+                    else:
+                        _Write(piece.offset, flipped(piece.data, rng)).apply(left)
         return _Content(left, is_new=False)
 
 

@@ -370,14 +370,16 @@ class Model:
                 continue
             if key is not None:
                 newest[key] = size
-        waiting = len(self.all_jobs(*WAITING))
-        if made and waiting + made > self.settings.queued_jobs_max:
-            raise Refused("queue_full")
-        most = queue["policy"]["queued_jobs_max"]
-        if made and most is not None and len(self.jobs_of(queue, *WAITING)) + made > most:
-            raise Refused("queue_full")
+        self.check_waiting(queue, made)
         if grown > 0 and self.kept_bytes() + grown > self.settings.memory_bytes_max:
             raise Refused("memory_full")
+
+    def check_waiting(self, queue: Facts, more: int) -> None:
+        if more and len(self.all_jobs(*WAITING, "in_progress")) + more > self.settings.queued_jobs_max:
+            raise Refused("queue_full")
+        most = queue["policy"]["queued_jobs_max"]
+        if more and most is not None and len(self.jobs_of(queue, *WAITING)) + more > most:
+            raise Refused("queue_full")
 
     def enqueue_one(self, queue: Facts, new: c.NewJob) -> Facts:
         options = msgspec.to_builtins(new.options)
@@ -606,6 +608,7 @@ class Model:
             raise Refused("already_finished")
         if self.holder(self.queues[job["queue"]], job["options"]["unique_key"]) is not None:
             raise Refused("unique_key_taken")
+        self.check_waiting(self.queues[job["queue"]], 1)
         del self.kept_until[job["queue"], job["id"]]
         self.started.discard((job["queue"], job["id"]))
         facts: Facts = {"fails": 0, "stales": 0, "reason": None, "finished_at": None, "cancel_requested": False}

@@ -91,7 +91,8 @@ def test_a_replaced_payload_counts_against_the_memory_limit() -> None:
 
 def test_a_full_queue_answers_with_the_job_that_is_there() -> None:
     """What adds no job is not refused for their number: a job that came back may have filled the queue beyond it."""
-    world = World(queued_jobs_max=1)
+    world = World()
+    world.do(SetPolicy("q", QueuePolicy(queued_jobs_max=1)))
     world.do(Enqueue("q", [unique("k")]))
     (lease,) = world.do(Dequeue("q")).leases
     world.do(Enqueue("q", [NewJob("t")]))

@@ -209,6 +209,8 @@ def test_a_directory_of_another_machine_is_refused(
         pass  # where the system does not tell, nothing is refused
     mounts.write_text(MOUNTS.format(share=tmp_path))
     assert "lies on nfs4" in complaint(settings)
+    assert "lies on nfs4" in complaint(Settings(data=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
     (tmp_path / "a disk").mkdir()
     with open_directory(Settings(data=str(tmp_path / "a disk" / "data"))):
         pass

@@ -484,7 +484,7 @@ def test_a_refused_enqueue_says_why() -> None:
     )
     assert refused("r", job, job, job) == (
         "queue_full",
-        "3 jobs may wait, as many as queued_jobs_max allows",
+        "3 jobs may wait or run, as many as queued_jobs_max allows",
         None,
     )
     assert refused("q", NewJob("work", payload=b"1234567890")) == (
