@@ -26,7 +26,7 @@ PURE = (
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 805, "ledger.py": 540, "commands.py": 520, "connections.py": 570}
+LONGER = {"state_machine.py": 830, "ledger.py": 560, "commands.py": 520, "connections.py": 570}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 
