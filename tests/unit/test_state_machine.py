@@ -287,6 +287,15 @@ def test_a_dequeue_of_several_queues_gives_no_more_jobs_than_it_asked_for(life: 
     assert [lease.job.queue for lease in leases] == ["a", "a", "b", "b", "b"]
 
 
+def test_jobs_leased_together_may_have_leases_of_different_lengths(life: Life) -> None:
+    for seconds in (10.0, 5.0, None):
+        life(Enqueue("q", [NewJob("t", options=JobOptions(lease_seconds=seconds))]))
+    leases = life(Dequeue("q", count=3)).leases
+    assert len({lease.job.lease_seconds for lease in leases}) == 3
+    ends = [life.machine._ledger.leases["q", lease.job.id] for lease in leases]
+    assert ends == [life.now.monotonic + lease.job.lease_seconds for lease in leases]
+
+
 def test_each_so_many_th_dequeue_takes_the_oldest_job(life: Life) -> None:
     life.policy(oldest_every=3)
     for priority in (0, 0, 1, 2, 3, 4, 5):
