@@ -25,6 +25,7 @@ import pytest
 from tests.process.cuts import Cable
 from tests.process.history import Claim, Dequeue, Drained, Enqueue, Event, Handed, Read, check, figures
 from tests.process.server import ROOT, Server, eventually, running_server
+from tests.unit.test_children import is_gone
 
 pytestmark = pytest.mark.process
 
@@ -166,6 +167,11 @@ class Flow:
                 return jobs
             cursor = f"&cursor={page['next_cursor']}"
 
+    def children(self) -> list[int]:
+        """The processes that workers have started, also those that were killed and could end nobody."""
+        lines = (self._directory / "worker.log").read_text().splitlines()
+        return [json.loads(line)["pid"] for line in lines if '"child_started"' in line]
+
     def attempts(self, job: Any) -> Any:
         path = f"/v1/queues/{job['queue']}/jobs/{job['id']}"
         return self._server.request("GET", path, seconds=PATIENCE_SECONDS).body["history"]
@@ -205,6 +211,7 @@ def flow(directory: Path, *, work_seconds: float) -> Iterator[Flow]:
 
 
 def check_flow(here: Flow) -> None:
+    assert eventually(lambda: all(is_gone(pid) for pid in here.children()), seconds=PATIENCE_SECONDS)
     history = here.history()
     print(figures(history), dict(here.accidents))
     assert check(history) == []
@@ -235,6 +242,7 @@ def test_jobs_flow_through_workers_that_are_killed_stopped_and_cut_off(mode: str
         check_flow(here)
         taken = {attempt["consumer"] for job in here.jobs(mode) for attempt in here.attempts(job)}
         assert len(taken) == 4, replacement
+        assert bool(here.children()) == (mode == "processes")
 
 
 @pytest.mark.slow

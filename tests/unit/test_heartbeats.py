@@ -30,11 +30,12 @@ class FakeExtender:
         self.progress: list[object] = []
         self.codes: dict[int, str] = {}
         self.before: Callable[[], None] = lambda: None
+        self.seconds = 0.0  # until it answers
 
     async def extend_many(self, jobs: Sequence[ExtendClaim]) -> Results[Extended]:
         self.beats.append((trio.current_time(), [job.id for job in jobs]))
         self.progress += [bytes(job.progress) for job in jobs if job.progress is not None]
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.seconds)
         self.before()
         return Results(tuple(self._one(job) for job in jobs))
 
@@ -223,4 +224,18 @@ async def test_of_many_leases_those_that_are_due_first_are_extended_first(monkey
             held.beat_at = seconds
         await trio.sleep(0.35)
         assert [ids for _, ids in here.server.beats] == [[1, 2], [3]]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_is_counted_from_the_moment_at_which_its_heartbeat_was_sent() -> None:
+    async with trio.open_nursery() as nursery:
+        here = await bench(nursery)
+        here.server.seconds = 7
+        here.hold()
+        await trio.sleep(18)
+        here.server.codes[1] = "forbidden"
+        await trio.sleep(100)
+        ((_, moment, reason),) = here.stopped
+        assert moment == pytest.approx(10 + 30)
+        assert reason == "lost"
         nursery.cancel_scope.cancel()

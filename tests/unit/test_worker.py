@@ -18,7 +18,7 @@ from queue_actor import children, worker
 from queue_actor.client_answers import Extended, Job, Results, Settled
 from queue_actor.client_bodies import ConcludeClaim, ExtendClaim, FailClaim, ReleaseClaim
 from queue_actor.client_errors import AccessRefused, Unreachable, refusal
-from queue_actor.handlers import Handler
+from queue_actor.handlers import Handler, leased
 from queue_actor.jobs import JobState
 from queue_actor.worker import App, Options, RunningJob
 from queue_actor.worker_lines import JsonLines, TextLines, facts_of, log_to_stderr
@@ -36,6 +36,8 @@ class FakeServer:
         self.told: list[tuple[str, int]] = []
         self.asked: list[dict[str, Any]] = []
         self.given = anyio.Event()
+        self.progress: list[bytes] = []
+        self.reported = threading.Event()
         self._refused = refused
         self._heard = heard
 
@@ -67,7 +69,15 @@ class FakeServer:
         return await self._settle("release", jobs)
 
     async def extend_many(self, jobs: Sequence[ExtendClaim]) -> Results[Extended]:
-        raise Unreachable(f"nobody who would extend {len(jobs)} leases")
+        self.progress += [bytes(job.progress) for job in jobs if job.progress is not None]
+        self.reported.set()
+        await anyio.lowlevel.checkpoint()
+        return Results(
+            tuple(
+                Extended(job.id, job.queue, JobState.IN_PROGRESS, leased(a_job()), cancel_requested=False)
+                for job in jobs
+            )
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -231,6 +241,23 @@ def test_a_thread_that_does_not_end_does_not_keep_the_process(
     assert left == [0]
     assert server.told == [("release", 1)]
     assert "threads_left threads=1" in capsys.readouterr().err
+
+
+@both
+def test_a_thread_reports_its_progress(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App()
+    server = FakeServer(a_job(id=1))
+    served_by(server, monkeypatch)
+
+    @app.job("t")
+    def report(job: RunningJob) -> None:
+        job.report({"percent": 40})
+        server.reported.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert app.run(backend=backend) == 0
+    assert server.progress == [b'{"percent":40}']
+    assert server.told == [("conclude", 1)]
 
 
 def test_in_a_child_process_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
