@@ -65,7 +65,7 @@ def examples() -> list[tuple[str, str]]:
     return [
         (method, "/".join("images-1" if "<" in part else part for part in rule.rule.split("/")))
         for rule in MAP.iter_rules()
-        for method in rule.methods or ()
+        for method in sorted(rule.methods or ())
     ]
 
 
