@@ -44,6 +44,7 @@ from queue_actor.commands import (
 )
 from queue_actor.engine import Backup, Clock, Engine, EngineStatistics, StoreStatistics
 from queue_actor.errors import Draining, ForgottenJob, Starting
+from queue_actor.events import EventLog
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
@@ -78,6 +79,7 @@ class DurableEngine:
         self.ready = trio.Event()
         self.instance = data.store.instance
         self.durability = data.store.durability
+        self.events = EventLog(settings, data.store.instance)
         self._settings = settings
         self._store, self._archive, self._backups = data
         self._clock = clock
@@ -105,18 +107,22 @@ class DurableEngine:
             gc.disable()
             try:
                 machine.restore(recovered, now)
+                self.events.begin(recovered.revision)
             finally:
                 gc.enable()
 
         if not await self._store.recover(restore):
             return
-        machine.start_leases(self._clock())
+        started = self._clock()
+        machine.start_leases(started)
         changes = machine.take_changes()
         await self._store.commit(changes)  # so that readers are told when they end
         tell_transitions(changes.jobs)
+        self.events.note(changes, started)
         if self._closed:
             return
         engine = self._engine = self._make(machine)
+        engine.events = self.events  # those who read them came before it
         if self._draining:
             engine.drain()
         self.ready.set()
@@ -125,6 +131,7 @@ class DurableEngine:
     def drain(self) -> None:
         """Hand out no more jobs."""
         self._draining = True
+        self.events.close()
         self._backups.stop()
         if self._engine is not None:
             self._engine.drain()

@@ -26,6 +26,7 @@ from web.binding import is_loopback
 from web.callers import caller_of
 from web.connections import Connections
 from web.docs import docs_routes
+from web.events import event_routes
 from web.exchanges import Exchange, close_after_answer, waited_seconds, was_sent
 from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
@@ -78,6 +79,7 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
+        self.register_blueprint(event_routes(engine, settings))
         self.register_blueprint(ops_routes(engine, self._condition, self.metrics))
         self.register_blueprint(docs_routes(self.url_map, settings))
 

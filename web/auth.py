@@ -85,6 +85,7 @@ RULES: dict[str, Rule | None] = {
     "queues.cancel": Rule(OPERATE, "path"),
     "queues.redrive_one": Rule(OPERATE, "path"),
     "queues.run": Rule(OPERATE, "path"),
+    "events.follow": Rule(READ, "any"),
     "ops.healthz": PUBLIC,
     "ops.readyz": PUBLIC,
     "ops.monitor": Rule(READ, "every"),

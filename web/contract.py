@@ -30,6 +30,7 @@ from web.fields import QueueName, Wait
 from web.operations import (
     BY_TOKEN_OR_CONSUMER,
     CONSUMERS,
+    FOLLOW,
     IDEMPOTENCY_KEY,
     LEASE_TOKEN,
     LIMIT,
@@ -341,6 +342,17 @@ OPERATIONS: dict[str, Operation] = {
         [*GONE, "not_finished", "already_finished", "unique_key_taken"],
     ),
     "queues.run": _operator("Make a scheduled job ready now", result("queued"), [*GONE, "not_waiting"]),
+    "events.follow": Operation(
+        tag="look",
+        summary="What becomes of jobs, as it happens",
+        about="Server-sent events, each told after it is stored. The stream lasts until one of the two leaves.",
+        parameters=FOLLOW,
+        answer=File(
+            "text/event-stream", 'id: 5f0c1d2e3a4b5968.9f8e7d6c.17\nevent: job\ndata: {"queue":"images",…}\n\n'
+        ),
+        headers=("Cache-Control", "X-Accel-Buffering"),
+        codes=("too_many_readers",),
+    ),
     "ops.monitor": _server(
         "Figures for Prometheus",
         File("text/plain", "queue_actor_ready 1.0\n", otherwise=("application/openmetrics-text",)),

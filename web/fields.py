@@ -22,6 +22,9 @@ SECONDS_MAX = 3_660 * DAY_SECONDS
 
 QUEUE_PREFIX = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,78}\*\Z"
 
+FOLLOWED = r"\A(?:[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}|(?:[A-Za-z0-9][A-Za-z0-9_.:-]{0,78})?\*)\Z"
+"""A queue, all queues of a prefix, or all."""
+
 TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 """W3C Trace Context, section 3.2."""
 

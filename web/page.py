@@ -132,6 +132,8 @@ def _curl(method: str, path: str, operation: dict[str, Any]) -> str:
         if parameter["in"] == "path":
             path = path.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
     words = ["curl", "-s"]
+    if "text/event-stream" in operation["responses"]["200"].get("content", {}):
+        words.append("-N")
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if method != ("POST" if body else "GET"):
         words += ["-X", method]

@@ -70,6 +70,7 @@ PROMISED: dict[str, tuple[int, str, str | None]] = {
     "not_implemented": (501, "never", None),
     "busy": (503, "later", "1"),
     "too_many_waiters": (503, "later", "1"),
+    "too_many_readers": (503, "later", "10"),
     "too_many_connections": (503, "later", "1"),
     "draining": (503, "later", "5"),
     "outcome_unknown": (503, "repeat", "1"),
@@ -84,6 +85,7 @@ CONTENT_TYPES = {
     "text/html",
     "text/css",
     "application/x-ndjson",
+    "text/event-stream",
 }
 
 Headers = Iterable[tuple[str, str | bytes]]

@@ -33,6 +33,7 @@ class Row(NamedTuple):
     scope: str | None  # None: no token at all
     on: str = "q"  # `*`: only who may do it on all queues
     body: object = None
+    query: str = ""
 
 
 ROWS = [
@@ -71,6 +72,7 @@ ROWS = [
     Row("POST", "/v1/queues/{queue}/jobs/{id}/cancel", "operate"),
     Row("POST", "/v1/queues/{queue}/jobs/{id}/redrive", "operate"),
     Row("POST", "/v1/queues/{queue}/jobs/{id}/run", "operate"),
+    Row("GET", "/v1/events", "read", query="?wait_seconds=0"),
     Row("GET HEAD", "/v1/statistics", "read", on="*"),
     Row("GET HEAD", "/metrics", "read", on="*"),
     Row("GET", "/v1/backup", "admin", on="*"),
@@ -81,7 +83,7 @@ ROWS = [
     Row("GET HEAD", "/docs/style.css", None),
 ]
 
-SHOWN_AS_EMPTY = {"/v1/queues"}
+SHOWN_AS_EMPTY = {"/v1/queues", "/v1/events"}
 """Routes that show of other queues nothing, instead of refusing."""
 
 EACH_FOR_ITSELF = {row.path for row in ROWS if row.body is ACROSS}
@@ -102,7 +104,7 @@ async def server(tokens: Tokens) -> AsyncIterator[Server]:
 
 async def status(server: Server, row: Row, method: str, headers: dict[str, str]) -> tuple[int, str, Any]:
     """Status, code if it is an error, and the body."""
-    target = row.path.replace("{queue}", "q").replace("{id}", "1")
+    target = row.path.replace("{queue}", "q").replace("{id}", "1") + row.query
     answer = await v1.ask(server, method, target, row.body, **headers)
     body = answer.json if answer.body and "json" in answer.headers["content-type"] else None
     if answer.status == 401:

@@ -432,6 +432,7 @@ class Client:
             "queues.cancel": (f"POST {of_any}/cancel", None),
             "queues.redrive_one": (f"POST {of_any}/redrive", None),
             "queues.run": (f"POST {of_any}/run", None),
+            "events.follow": (f"GET /v1/events?queue=yard*&wait_seconds={chance.choice(WAITS_SECONDS)}", None),
             "queues.list_queues": ("GET /v1/queues?limit=3", None),
             "simple.read": (f"GET /jobs/{id_}", None),
             "ops.monitor": ("GET /metrics", None),

@@ -213,6 +213,7 @@ SCENARIOS = [
     Scenario("queues.cancel", JOB + "cancel", ("queued",), again=DONE),
     Scenario("queues.redrive_one", JOB + "redrive", ("dead",), again=DONE),
     Scenario("queues.run", JOB + "run", ("scheduled",), again=DONE),
+    Scenario("events.follow", "GET /v1/events?queue={queue}&wait_seconds=0.2", beside="enqueue"),
     Scenario("ops.monitor", "GET /metrics"),
     Scenario("ops.statistics", "GET /v1/statistics"),
     Scenario("ops.backup", "GET /v1/backup", ("queued",), durable=True),
@@ -419,6 +420,7 @@ async def settle(server: Server, tasks: int) -> None:
             await trio.sleep(COMMIT_SECONDS)
     assert len(server.connections) == 0
     assert server.engine.statistics() == IDLE
+    assert server.engine.events.readers == 0
     assert trio.lowlevel.current_statistics().tasks_living == tasks
 
 
