@@ -43,6 +43,8 @@ from queue_actor.commands import (
     Enqueue,
     Enqueued,
     EnqueuedJob,
+    Explain,
+    Explanation,
     Extend,
     ExtendClaim,
     Fail,
@@ -60,6 +62,7 @@ from queue_actor.commands import (
     ReadJob,
     ReadPosition,
     ReadQueue,
+    ReadTrends,
     Recalled,
     Redrive,
     Release,
@@ -68,6 +71,7 @@ from queue_actor.commands import (
     RunNow,
     Search,
     SetPolicy,
+    Survey,
     Sweep,
     Swept,
     TakeBack,
@@ -91,6 +95,7 @@ from queue_actor.errors import (
     UniqueKeyTaken,
     UnknownQueue,
 )
+from queue_actor.explain import explain
 from queue_actor.idempotency import Answers
 from queue_actor.jobs import (
     DEFAULT_QUEUE,
@@ -109,8 +114,10 @@ from queue_actor.recovery import restore, start_leases
 from queue_actor.retention import Retention, slice_due
 from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
+from queue_actor.survey import survey
 from queue_actor.tokens import Tokens
 from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD, IN_PROGRESS, QUEUED, SCHEDULED
+from queue_actor.trends import Trends
 
 BULK_JOBS_MAX = 1_000
 """Jobs that one slice of a bulk command changes."""
@@ -130,6 +137,7 @@ class StateMachine:
         self._ledger = Ledger(settings)
         self._queues = self._ledger.queues
         self._retention = Retention(self._ledger, settings)
+        self._trends = Trends(self._queues)
         self._leased_before: list[Job] = []  # jobs that were restored, until their leases start again
         self.disk_room_bytes = inf
         """What the store's disk has room for, beyond its reserve; told by the engine."""
@@ -154,6 +162,9 @@ class StateMachine:
             DeleteQueue: self._delete_queue,
             ReadJob: lambda read, _: queries.find_job(self._queues, read.queue, read.id)[1],
             ReadPosition: self._read_position,
+            Explain: self._explain,
+            ReadTrends: self._trends.read,
+            Survey: lambda read, now: survey(self._queues, read, now),
             ReadQueue: lambda read, now: queries.view(self._queues.get(read.queue), read.queue, now),
             ListQueues: lambda read, now: queries.list_queues(self._queues, read, now),
             Measure: lambda read, now: queries.measure(self._queues, read, now, memory_bytes=self._ledger.kept_bytes),
@@ -635,6 +646,7 @@ class StateMachine:
             BulkVerb.REDRIVE: (frozenset({DEAD, CANCELLED}), self._redrive_one),
             BulkVerb.PURGE: (FINISHED | WAITING, self._ledger.forget),
             BulkVerb.RELEASE: (frozenset({IN_PROGRESS}), self._take_back_one),
+            BulkVerb.CANCEL: (WAITING | {IN_PROGRESS}, self._cancel_one),
         }
         able, verb = verbs[command.verb]
         spread = command.spread_from or now.wall
@@ -665,6 +677,9 @@ class StateMachine:
         queue, job = queries.find_job(self._queues, command.queue, command.id)
         return Position(queue.ready.ahead(job.priority, job.place) if job.state is QUEUED else None)
 
+    def _explain(self, command: Explain, now: Now) -> Explanation:
+        return explain(*queries.find_job(self._queues, command.queue, command.id), now)
+
     # --- time
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
@@ -673,6 +688,7 @@ class StateMachine:
         due = slice_due(self._ledger.planned, now.wall, limit, partial(self._ready_due, now))
         expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._expire_waiting, now))
         kept = self._retention.sweep(now)
+        self._trends.tick(now)
         return Swept(
             stale=stale,
             due=due,

@@ -22,11 +22,11 @@ CONTRACT = sorted(ROOT.glob("tests/contract/test_*.py"))
 PURE = (
     *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "deadlines", "tokens"),
     *("queues", "queries", "idempotency", "meters", "retry", "changes", "rows", "retention", "recovery"),
-    *("transitions", "access"),
+    *("transitions", "access", "trends", "survey", "explain"),
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 755, "ledger.py": 480, "commands.py": 520, "connections.py": 500}
+LONGER = {"state_machine.py": 780, "ledger.py": 480, "commands.py": 600, "connections.py": 500, "contract.py": 520}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 

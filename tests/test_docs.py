@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import trio
 
+from queue_actor.access import Scope
 from queue_actor.jobs import FIRST_POLICY, DeathReason, JobState, Outcome
 from queue_actor.rows import JOB_COLUMNS, QUEUE_COLUMNS
 from queue_actor.schema import SCHEMA_VERSION
@@ -112,6 +113,7 @@ BODIES: dict[Route, type[msgspec.Struct]] = {
     ("POST", "/v1/queues/{queue}/release"): jobs.RELEASE_MANY.type,
     ("PUT", "/v1/queues/{queue}"): queues.POLICY.type,
     ("POST", "/v1/queues/{queue}/purge"): queues.PURGE.type,
+    ("POST", "/v1/queues/{queue}/cancel"): queues.CANCEL.type,
     ("POST", "/v1/queues/{queue}/redrive"): queues.REDRIVE.type,
 }
 """The body of each route. `test_every_route_takes_the_body_that_is_said_here` holds this to the code."""
@@ -246,6 +248,8 @@ def asked(rule: Rule | None) -> str:
     """The scope of a route as the contract writes it."""
     if rule is None:
         return "none"
+    if len(rule.scopes) == len(Scope):
+        return f"any of {', '.join(f'`{scope}`' for scope in Scope)}"
     if len(rule.scopes) > 1:
         return "`consume` with a lease's token, `operate` without"
     return f"`{rule.scopes[0]}`{' on `*`' if rule.where == 'every' else ''}"

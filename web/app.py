@@ -32,6 +32,7 @@ from web.heads import is_stream
 from web.jobs import STREAM_ENDPOINT, job_routes
 from web.metrics import Metrics
 from web.ops import Condition, ops_routes
+from web.overview import overview_routes
 from web.problems import CONTENT_TYPE, Problem
 from web.queues import queue_routes
 from web.replies import Facts, Reply, reply
@@ -79,6 +80,7 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
+        self.register_blueprint(overview_routes(engine))
         self.register_blueprint(event_routes(engine, settings))
         self.register_blueprint(ops_routes(engine, self._condition, self.metrics))
         self.register_blueprint(docs_routes(self.url_map, settings))

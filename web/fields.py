@@ -52,6 +52,7 @@ Wait = Annotated[float, bounded("wait_seconds_max", ge=0)]
 BATCH = bounded("batch_jobs_max", min_length=1)
 Purgeable = Literal["scheduled", "queued", "concluded", "dead", "cancelled"]
 Redrivable = Literal["dead", "cancelled"]
+Cancellable = Literal["scheduled", "queued", "in_progress"]
 Moment = Annotated[datetime, Meta(tz=True)]
 MetaKey = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
 MetaText = Annotated[str, Meta(max_length=100, pattern=NO_CONTROLS)]

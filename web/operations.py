@@ -12,7 +12,9 @@ from msgspec import Meta
 from queue_actor.events import EVENT_ID
 from queue_actor.jobs import JobState
 from queue_actor.tokens import FENCE_MAX
-from web.fields import FOLLOWED, Moment, Name, Wait
+from web.fields import FOLLOWED, Moment, Name, QueueName, Wait
+from web.overview import PAGE as GLANCE_PAGE
+from web.overview import PAGE_MAX as GLANCE_PAGE_MAX
 from web.queues import PAGE, PAGE_MAX
 from web.schemas import CONSUMER_HEADERS
 
@@ -203,6 +205,13 @@ FOLLOW = (
     Parameter("shape", Literal["jobs", "queues"], "an event for each transition, or which queues have moved", "jobs"),
     Parameter("wait_seconds", Wait, "end after so long; left out, it lasts"),
     Parameter("Last-Event-ID", Annotated[str, Meta(pattern=EVENT_ID)], "go on behind this event", place="header"),
+)
+
+OVERVIEW = (
+    Parameter("prefix", QueueName, "whose names begin so"),
+    Parameter("order", Literal["busiest", "name", "waiting", "failing", "oldest"], "which come first", "busiest"),
+    Parameter("limit", Annotated[int, Meta(ge=1, le=GLANCE_PAGE_MAX)], "how many at most", GLANCE_PAGE),
+    Parameter("cursor", Annotated[int, Meta(ge=0, le=FENCE_MAX)], "where to go on: `next_cursor` of the page before"),
 )
 
 # --- rules, in JSON Schema
