@@ -25,6 +25,7 @@ from web.auth import Access, admit
 from web.binding import is_loopback
 from web.callers import caller_of
 from web.connections import Connections
+from web.dashboard import dashboard_routes
 from web.docs import docs_routes
 from web.events import event_routes
 from web.exchanges import Exchange, close_after_answer, waited_seconds, was_sent
@@ -83,6 +84,7 @@ class App(QuartTrio):
         self.register_blueprint(overview_routes(engine))
         self.register_blueprint(event_routes(engine, settings))
         self.register_blueprint(ops_routes(engine, self._condition, self.metrics))
+        self.register_blueprint(dashboard_routes())
         self.register_blueprint(docs_routes(self.url_map, settings))
 
         self._ready = engine.ready

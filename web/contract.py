@@ -417,6 +417,22 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "ops.healthz": _server("Does the process answer", {"status": "alive"}),
     "ops.readyz": _server("Does the server take work", {"status": "ready"}, codes=("starting", "draining")),
+    "dashboard.home": _server(
+        "Leads to the dashboard", File(""), redirects=True, headers=("Location", "Cache-Control")
+    ),
+    "dashboard.page": _server(
+        "The dashboard",
+        File("text/html; charset=utf-8", "<!doctype html>…"),
+        about="A page for browsers. What it shows it asks of `/v1`, with a token that it asks its reader for.",
+        headers=("ETag", "Cache-Control", "Content-Security-Policy", "Referrer-Policy"),
+        also=(304,),
+    ),
+    "dashboard.part": _server(
+        "A file of the dashboard",
+        File("text/javascript; charset=utf-8", "export const …", otherwise=("text/css; charset=utf-8",)),
+        headers=("ETag", "Cache-Control"),
+        also=(304,),
+    ),
     "docs.document": _server(
         "This contract as OpenAPI 3.1",
         File("application/json"),

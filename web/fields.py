@@ -42,6 +42,25 @@ QueueNames = (
     | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
 )
 Token = Annotated[str, Meta(min_length=1, max_length=200)]
+FileName = Literal[
+    "actions.js",
+    "api.js",
+    "app.css",
+    "app.js",
+    "charts.js",
+    "dom.js",
+    "format.js",
+    "health.js",
+    "job.js",
+    "jobs.js",
+    "json.js",
+    "links.js",
+    "live.js",
+    "overview.js",
+    "queue.js",
+]
+"""What the dashboard is made of."""
+
 Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
 Delay = Annotated[float, bounded("delay_seconds_max", ge=0, le=SECONDS_MAX)]

@@ -112,7 +112,9 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "Cache-Control": ({"type": "string"}, "whether the answer may be kept"),
     "Content-Length": ({"type": "integer", "minimum": 0}, "how long the file is"),
     "Content-Disposition": ({"type": "string"}, "a name for the file"),
-    "Content-Security-Policy": ({"type": "string"}, "what the page may do: show itself"),
+    "Content-Security-Policy": ({"type": "string"}, "what the page may do: load its own files, and ask this server"),
+    "Location": ({"type": "string", "format": "uri-reference"}, "where it is"),
+    "Referrer-Policy": ({"const": "no-referrer"}, "the page tells nobody where it is"),
     "ETag": ({"type": "string"}, "names this version: send it as If-None-Match"),
 }
 AT_TIMES = ("RateLimit-Policy", "RateLimit", "WWW-Authenticate", "Cache-Control")
@@ -155,6 +157,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     rules: dict[str, Any] = {}  # what this route asks of the body beyond its struct, in JSON Schema
     parameters: tuple[Parameter, ...] = ()
     answer: msgspec.Struct | dict[str, str]
+    redirects: bool = False  # the answer is 307, and says where instead
     or_else: msgspec.Struct | None = None  # the answer to another kind of request
     headers: tuple[str, ...] = ()  # of the answer; web/openapi.py tells what they mean
     headers_at_times: tuple[str, ...] = ()  # those that are not always there

@@ -1,6 +1,6 @@
 """`/v1`: what a dashboard shows beside the figures of a queue: all queues at a glance, trends, and why a job waits.
 
-The glance is the same for all who look at it within a second: the queues are asked for it slice by slice, so that
+The glance is the same for all who look at it within half a second: the queues are asked for it slice by slice, so that
 nobody waits, however many there are.
 """
 
@@ -21,7 +21,7 @@ from web.replies import Reply, reply
 from web.schemas import job_id, limited, one_of, queue_name, refuse_query
 from web.views import Timestamp, timestamp
 
-GLANCE_SECONDS: Final = 1.0
+GLANCE_SECONDS: Final = 0.5
 """How old what is shown may be: all who look within this time see the same."""
 
 PAGE_MAX: Final = 100

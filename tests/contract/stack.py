@@ -84,6 +84,7 @@ CONTENT_TYPES = {
     "application/openmetrics-text",
     "text/html",
     "text/css",
+    "text/javascript",
     "application/x-ndjson",
     "text/event-stream",
 }

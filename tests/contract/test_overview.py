@@ -198,7 +198,7 @@ async def test_a_page_leads_to_the_next(server: Server) -> None:
     assert page["queues_count"] == 3
 
 
-async def test_who_looks_within_a_second_sees_the_same(server: Server) -> None:
+async def test_who_looks_within_half_a_second_sees_the_same(server: Server) -> None:
     await v1.enqueue(server)
     before = await v1.get(server, "/v1/overview")
     await v1.enqueue(server)
