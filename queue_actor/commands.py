@@ -361,9 +361,9 @@ class QueueBrief(msgspec.Struct, frozen=True, gc=False):
     name: str
     counts: tuple[int, ...]  # by state, in the order of `JobState`
     per_minute: tuple[float, ...]  # of enqueue, dequeue, conclude, fail and dead, over the last minute
-    oldest_age_seconds: float | None
+    oldest_ready_at: float | None  # of the lowest place: when it was given to its job, wall clock
     paused: bool
-    asked_seconds: float  # since a consumer asked last
+    asked_at: float  # when a consumer asked last, wall clock
     slots: int  # of the ready arrays
     compactions: int
 
@@ -372,13 +372,16 @@ class Surveyed(msgspec.Struct, frozen=True):
     """A slice of the queues in a few figures, and the names of those that are left."""
 
     queues: Sequence[QueueBrief]
+    gone: Sequence[str]  # queues of this slice that do not exist
     left: Sequence[str]
+    turn: int  # for the next survey: what happens from here on is new to it
 
 
 class Survey(Command[Surveyed], frozen=True):
-    """All queues in a few figures, a slice of them: at first of all, then of those that were left."""
+    """Queues in a few figures, a slice of them: of those that have changed since a turn, or of those that were left."""
 
     names: Sequence[str] | None = None
+    since: int = 0  # a turn; 0: all queues
 
 
 class Trend(msgspec.Struct, frozen=True):

@@ -114,7 +114,7 @@ from queue_actor.recovery import restore, start_leases
 from queue_actor.retention import Retention, slice_due
 from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
-from queue_actor.survey import survey
+from queue_actor.survey import Surveyor
 from queue_actor.tokens import Tokens
 from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD, IN_PROGRESS, QUEUED, SCHEDULED
 from queue_actor.trends import Trends
@@ -138,6 +138,7 @@ class StateMachine:
         self._queues = self._ledger.queues
         self._retention = Retention(self._ledger, settings)
         self._trends = Trends(self._queues)
+        self._surveyor = Surveyor(self._queues)
         self._leased_before: list[Job] = []  # jobs that were restored, until their leases start again
         self.disk_room_bytes = inf
         """What the store's disk has room for, beyond its reserve; told by the engine."""
@@ -164,7 +165,7 @@ class StateMachine:
             ReadPosition: self._read_position,
             Explain: self._explain,
             ReadTrends: self._trends.read,
-            Survey: lambda read, now: survey(self._queues, read, now),
+            Survey: self._surveyor.survey,
             ReadQueue: lambda read, now: queries.view(self._queues.get(read.queue), read.queue, now),
             ListQueues: lambda read, now: queries.list_queues(self._queues, read, now),
             Measure: lambda read, now: queries.measure(self._queues, read, now, memory_bytes=self._ledger.kept_bytes),
@@ -207,6 +208,8 @@ class StateMachine:
         """What changed since the last call, oldest first; the caller stores it before he answers anyone."""
         answers = [*self._enqueue_answers.take_records(), *self._dequeue_answers.take_records()]
         changes = self._ledger.take_changes()
+        if changes.queues:
+            self._surveyor.note(changes.queues)
         return replace(changes, answers=answers) if answers else changes
 
     @property

@@ -8,7 +8,7 @@ second or so, counts as of that minute.
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from queue_actor.commands import ReadTrends, Trend, TrendsRead
 from queue_actor.figures import HistogramFigures
@@ -27,24 +27,51 @@ COUNTED: Final = ("enqueue", "dequeue", "conclude", "fail", "stale", "dead")
 QUANTILES: Final = {"wait_p50": 0.5, "wait_p95": 0.95, "run_p50": 0.5, "run_p95": 0.95}
 """What is told of the seconds that jobs have waited and run."""
 
-COLUMNS: Final = (*COUNTED, *QUANTILES)
+NOTHING: Final = -1.0
+"""Stands for the quantile of no jobs."""
 
-NEVER: Final = -1.0
-"""Stands for a minute that a row is not about, and for the quantile of nothing."""
-
-_WIDTH = 1 + len(COLUMNS)  # a row begins with its minute
+_NO_COUNTS = array("I", [0]) * (len(COUNTED) * MINUTES)
+_NO_QUANTILES = array("d", [NOTHING]) * (len(QUANTILES) * MINUTES)
 
 
 class _Kept:
-    """What is kept of a queue: its figures as they were when they were looked at last, and its rows."""
+    """What is kept of a queue: its figures as they were when they were looked at last, and what came of them.
 
-    __slots__ = ("counted", "opened_at", "rows", "runs", "waits")
+    The figures of a column lie together, that of a minute at its number modulo `MINUTES`.
+    """
 
-    def __init__(self, opened_at: float) -> None:
+    __slots__ = ("counted", "counts", "minute", "opened_at", "quantiles", "runs", "waits")
+
+    def __init__(self, opened_at: float, minute: int) -> None:
         self.opened_at = opened_at
+        self.minute = minute  # the last one that is kept; nothing has happened since
         self.counted: tuple[int, ...] = (0,) * len(COUNTED)
         self.waits = self.runs = HistogramFigures()
-        self.rows = array("f", [NEVER]) * (_WIDTH * MINUTES)
+        self.counts, self.quantiles = _NO_COUNTS[:], _NO_QUANTILES[:]
+
+    def keep(self, minute: int, counts: Sequence[int], quantiles: Sequence[float]) -> None:
+        """Keep what happened in a minute; in those before it that were not kept nothing did."""
+        for number in range(max(self.minute + 1, minute - MINUTES + 1), minute):
+            self._set(number % MINUTES, (0,) * len(COUNTED), (NOTHING,) * len(QUANTILES))
+        self._set(minute % MINUTES, counts, quantiles)
+        self.minute = minute
+
+    def _set(self, slot: int, counts: Sequence[int], quantiles: Sequence[float]) -> None:
+        self.counts[slot::MINUTES] = array("I", counts)
+        self.quantiles[slot::MINUTES] = array("d", quantiles)
+
+    def before(self, minute: int) -> dict[str, list[Any]]:
+        """The columns of the minutes before this one, one fewer than `MINUTES`."""
+        silent = min(MINUTES - 1, minute - 1 - self.minute)  # of these, so many at the end
+        columns: dict[str, list[Any]] = {}
+        for names, values, nothing in ((COUNTED, self.counts, 0), (QUANTILES, self.quantiles, NOTHING)):
+            for number, name in enumerate(names):
+                start, oldest = number * MINUTES, (minute + 1) % MINUTES
+                column = [*values[start + oldest : start + MINUTES], *values[start : start + oldest]][: MINUTES - 1]
+                if silent:
+                    column[-silent:] = [nothing] * silent
+                columns[name] = column
+        return columns
 
 
 class Trends:
@@ -77,37 +104,34 @@ class Trends:
         if kept is None or kept.opened_at != queue.opened_at:
             if not any(counted):
                 return
-            kept = self._kept[queue.name] = _Kept(queue.opened_at)
+            kept = self._kept[queue.name] = _Kept(queue.opened_at, minute - 1)
         if counted == kept.counted:
             return
-        start = minute % MINUTES * _WIDTH
-        kept.rows[start : start + _WIDTH] = array("f", [minute, *_grown(queue, counted, kept)])
+        kept.keep(minute, *_grown(queue, counted, kept))
         kept.counted, kept.waits, kept.runs = counted, queue.waits.figures(), queue.runs.figures()
 
     def read(self, command: ReadTrends, now: Now) -> TrendsRead:
         """Those of some queues."""
         minute = int(now.monotonic // 60)
-        trends = {name: self._of(self._queues.get(name), minute) for name in command.queues}
+        trends = {name: _trend(self._queues.get(name), self._kept.get(name), minute) for name in command.queues}
         return TrendsRead(now.wall, now.wall - now.monotonic % 60 - 60 * (MINUTES - 1), trends)
 
-    def _of(self, queue: Queue | None, minute: int) -> Trend:
-        columns: dict[str, list[float | None]] = {
-            **{name: [0] * MINUTES for name in COUNTED},
-            **{name: [None] * MINUTES for name in QUANTILES},
-        }
-        if queue is None:
-            return Trend(columns)
+
+def _trend(queue: Queue | None, kept: _Kept | None, minute: int) -> Trend:
+    counts: Sequence[int] = (0,) * len(COUNTED)
+    quantiles: Sequence[float] = (NOTHING,) * len(QUANTILES)
+    if queue is None or kept is None or kept.opened_at != queue.opened_at:
+        kept = _Kept(0.0, minute - 1)
+    if queue is not None:
         counted = _counted(queue)
-        kept = self._kept.get(queue.name)
-        if kept is None or kept.opened_at != queue.opened_at:
-            kept = _Kept(queue.opened_at)
-        for start in range(0, len(kept.rows), _WIDTH):
-            into = int(kept.rows[start]) - minute + MINUTES - 1
-            if kept.rows[start] != NEVER and 0 <= into < MINUTES:
-                _fill(columns, into, kept.rows[start + 1 : start + _WIDTH])
         if counted != kept.counted:
-            _fill(columns, MINUTES - 1, _grown(queue, counted, kept))
-        return Trend(columns)
+            counts, quantiles = _grown(queue, counted, kept)
+    columns = kept.before(minute)
+    for name, value in zip((*COUNTED, *QUANTILES), (*counts, *quantiles), strict=True):
+        columns[name].append(value)
+    for name in QUANTILES:
+        columns[name] = [None if value == NOTHING else value for value in columns[name]]
+    return Trend(columns)
 
 
 def _counted(queue: Queue) -> tuple[int, ...]:
@@ -122,18 +146,12 @@ def _counted(queue: Queue) -> tuple[int, ...]:
     )
 
 
-def _grown(queue: Queue, counted: tuple[int, ...], kept: _Kept) -> list[float]:
+def _grown(queue: Queue, counted: tuple[int, ...], kept: _Kept) -> tuple[Sequence[int], Sequence[float]]:
     """By how much the figures have grown, and the quantiles of what has come."""
     waits, runs = queue.waits.figures().since(kept.waits), queue.runs.figures().since(kept.runs)
     quantiles = [
-        (waits if name.startswith("wait") else runs).quantile(share, default=NEVER) for name, share in QUANTILES.items()
+        (waits if name.startswith("wait") else runs).quantile(share, default=NOTHING)
+        for name, share in QUANTILES.items()
     ]
-    return [*(new - old for new, old in zip(counted, kept.counted, strict=True)), *quantiles]
-
-
-def _fill(columns: dict[str, list[float | None]], into: int, row: Sequence[float]) -> None:
-    for name, value in zip(COLUMNS, row, strict=True):
-        if name in COUNTED:
-            columns[name][into] = int(value)
-        elif value != NEVER:
-            columns[name][into] = float(f"{value:.4g}")  # more digits than a chart shows
+    counts = [new - old for new, old in zip(counted, kept.counted, strict=True)]
+    return counts, [float(f"{value:.4g}") for value in quantiles]  # more digits than a chart shows

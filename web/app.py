@@ -54,6 +54,10 @@ Another port of this machine is another origin, and of the same site: `same-site
 """
 
 
+PAGES = frozenset({"dashboard.home", "dashboard.page", "docs.page"})
+"""Routes that a link on any page may lead to. They have nothing of the queue's in them, and let no page frame them."""
+
+
 class App(QuartTrio):
     """Quart-Trio with this server's path of a request in place of Quart's."""
 
@@ -246,8 +250,18 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
     origin = request.headers.get("Origin")
     if origin is not None and _authority(origin, secure=request.scheme == "https") != host.lower():
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Origin")
-    if request.headers.get("Sec-Fetch-Site", "none") not in SAME_ORIGIN:
+    if request.headers.get("Sec-Fetch-Site", "none") not in SAME_ORIGIN and not _is_followed_link(request):
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Sec-Fetch-Site")
+
+
+def _is_followed_link(request: Request) -> bool:
+    """Whether somebody has followed a link to a page: it is shown to them, and not to the page that has the link."""
+    headers = request.headers
+    return (
+        request.endpoint in PAGES
+        and headers.get("Sec-Fetch-Mode") == "navigate"
+        and headers.get("Sec-Fetch-Dest") == "document"
+    )
 
 
 def _authority(origin: str, *, secure: bool) -> str | None:

@@ -1,11 +1,12 @@
 """`/v1`: what a dashboard shows beside the figures of a queue: all queues at a glance, trends, and why a job waits.
 
-The glance is the same for all who look at it within half a second: the queues are asked for it slice by slice, so that
-nobody waits, however many there are.
+The glance is the same for all who look at it within half a second. The queues are asked for it slice by slice, and only
+those that have changed, so that nobody waits, however many there are.
 """
 
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
+from math import inf
 from typing import Any, Final, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ import trio
 from quart import Blueprint, request
 
 from queue_actor.access import Scope, covers
-from queue_actor.commands import Explain, QueueBrief, ReadTrends, Survey, Trend, TrendsRead, Why
+from queue_actor.commands import Explain, QueueBrief, ReadTrends, Survey, Surveyed, TrendsRead, Why
 from queue_actor.engine import Engine
 from queue_actor.jobs import JobState
 from web.callers import caller_of
@@ -22,7 +23,10 @@ from web.schemas import job_id, limited, one_of, queue_name, refuse_query
 from web.views import Timestamp, timestamp
 
 GLANCE_SECONDS: Final = 0.5
-"""How old what is shown may be: all who look within this time see the same."""
+"""How old the sum of all queues, and their order, may be: all who look within this time see the same."""
+
+REST_FACTOR: Final = 9
+"""So many times as long as it took to ask for all queues nobody asks again, where they are many and all move."""
 
 PAGE_MAX: Final = 100
 PAGE: Final = 50
@@ -42,7 +46,7 @@ ORDERS: Final[dict[str, Callable[[QueueBrief], Any]]] = {
     "name": lambda queue: queue.name,
     "waiting": lambda queue: (-_waiting(queue), queue.name),
     "failing": lambda queue: (-queue.per_minute[3] - queue.per_minute[4], -queue.counts[4], queue.name),
-    "oldest": lambda queue: (-(queue.oldest_age_seconds or 0.0), queue.name),
+    "oldest": lambda queue: (inf if queue.oldest_ready_at is None else queue.oldest_ready_at, queue.name),
 }
 """What comes first."""
 
@@ -104,30 +108,86 @@ class AccessView(msgspec.Struct, frozen=True):
 
 
 class Glance:
-    """All queues in a few figures, as they were less than `GLANCE_SECONDS` ago."""
+    """All queues in a few figures, as they were a moment ago: those that have changed since are asked for anew."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._turn = trio.Lock()
-        self._queues: list[QueueBrief] = []
-        self._at: float | None = None
+        self._queues: dict[str, QueueBrief] = {}
+        self._moving: set[str] = set()  # those whose rates fall although nothing happens
+        self._since = 0
+        self._due = -inf  # when they are asked for again
+        self.counts = [0] * len(JobState)
+        self.rates = [0.0] * len(RATES)
+        self.paused = self.slots = self.compactions = 0
 
-    async def queues(self) -> list[QueueBrief]:
-        """The queues, in no order.
+    async def look(self) -> None:
+        """See to it that what is known is new enough.
 
         Raises:
             QueueError: The refusal.
         """
         async with self._turn:
-            now = trio.current_time()
-            if self._at is None or now >= self._at + GLANCE_SECONDS:
-                surveyed = await self._engine.execute(Survey())
-                queues = [*surveyed.queues]
-                while surveyed.left:
+            began = trio.current_time()
+            if began < self._due:
+                return
+            surveyed = await self._engine.execute(Survey(since=self._since))
+            since, again = surveyed.turn, set(self._moving)
+            while True:
+                again -= self._take(surveyed)
+                if surveyed.left:
                     surveyed = await self._engine.execute(Survey(surveyed.left))
-                    queues += surveyed.queues
-                self._queues, self._at = queues, now
-            return self._queues
+                elif again:
+                    surveyed = await self._engine.execute(Survey([*again]))
+                    again = set(surveyed.left)
+                else:
+                    break
+            # What changed while they were asked for is asked for next time, twice perhaps.
+            self._since = since
+            now = trio.current_time()
+            self._due = now + max(GLANCE_SECONDS, REST_FACTOR * (now - began))
+
+    def _take(self, surveyed: Surveyed) -> set[str]:
+        for name in surveyed.gone:
+            self._forget(name)
+        for queue in surveyed.queues:
+            self._forget(queue.name)
+            self._queues[queue.name] = queue
+            self._add(queue, 1)
+            if any(queue.per_minute):
+                self._moving.add(queue.name)
+        return {queue.name for queue in surveyed.queues} | set(surveyed.gone)
+
+    def _forget(self, name: str) -> None:
+        self._moving.discard(name)
+        queue = self._queues.pop(name, None)
+        if queue is not None:
+            self._add(queue, -1)
+
+    def _add(self, queue: QueueBrief, sign: int) -> None:
+        self.counts = [total + sign * count for total, count in zip(self.counts, queue.counts, strict=True)]
+        self.rates = [total + sign * rate for total, rate in zip(self.rates, queue.per_minute, strict=True)]
+        self.paused += sign * queue.paused
+        self.slots += sign * queue.slots
+        self.compactions += sign * queue.compactions
+
+    def seen_by(self, prefix: str, patterns: Sequence[str] | None) -> "Glance":
+        """What there is of it for who may see, or wants to see, some queues."""
+        if not prefix and patterns is None:
+            return self
+        part = Glance(self._engine)
+        for queue in self._queues.values():
+            if queue.name.startswith(prefix) and (patterns is None or covers(patterns, queue.name)):
+                part._queues[queue.name] = queue
+                part._add(queue, 1)
+        return part
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def page(self, order: Callable[[QueueBrief], Any], start: int, limit: int) -> list[QueueBrief]:
+        """So many queues from a place on."""
+        return nsmallest(start + limit, self._queues.values(), key=order)[start:]
 
 
 def overview_routes(engine: Engine) -> Blueprint:
@@ -144,16 +204,26 @@ def overview_routes(engine: Engine) -> Blueprint:
         order = ORDERS[one_of(query.get("order"), [*ORDERS], "order")]
         limit = limited(query.get("limit"), PAGE, PAGE_MAX, "limit")
         start = 0 if "cursor" not in query else job_id(query["cursor"], field="cursor")
-        queues: Sequence[QueueBrief] = await glance.queues()
-        if prefix or patterns is not None:
-            queues = [
-                queue
-                for queue in queues
-                if queue.name.startswith(prefix) and (patterns is None or covers(patterns, queue.name))
-            ]
-        page = nsmallest(start + limit, queues, key=order)[start:]
-        trends = await engine.execute(ReadTrends([queue.name for queue in page]))
-        return reply(_encode(_overview(queues, page, trends, engine, start)), headers={"Cache-Control": "no-store"})
+        await glance.look()
+        seen = glance.seen_by(prefix, patterns)
+        page = seen.page(order, start, limit)
+        # What is shown one by one is of this moment; what it adds up to is not older than it has to be.
+        fresh = {queue.name: queue for queue in (await engine.execute(Survey([queue.name for queue in page]))).queues}
+        trends = await engine.execute(ReadTrends([*fresh]))
+        views = [_brief(queue, trends, engine) for queue in fresh.values()]
+        end = start + len(page)
+        view = OverviewView(
+            at=timestamp(trends.at),
+            queues_count=len(seen),
+            paused_count=seen.paused,
+            counts=_by_state(seen.counts),
+            per_minute=_by_verb(seen.rates),
+            slots=seen.slots,
+            compactions=seen.compactions,
+            queues=views,
+            next_cursor=str(end) if end < len(seen) else None,
+        )
+        return reply(_encode(view), headers={"Cache-Control": "no-store"})
 
     @routes.get("/v1/queues/<queue>/trend")
     async def trend(queue: str) -> Reply:
@@ -195,38 +265,20 @@ def _by_state(counts: Sequence[int]) -> dict[str, int]:
 
 
 def _by_verb(rates: Sequence[float]) -> dict[str, float]:
-    return {verb: round(rate, 2) for verb, rate in zip(RATES, rates, strict=True)}
+    # Sums that others were taken away from again may be a hair below 0.
+    return {verb: round(max(0.0, rate), 2) for verb, rate in zip(RATES, rates, strict=True)}
 
 
-def _overview(
-    queues: Sequence[QueueBrief], page: Sequence[QueueBrief], trends: TrendsRead, engine: Engine, start: int
-) -> OverviewView:
-    counts = [sum(column) for column in zip(*(queue.counts for queue in queues), strict=True)] or [0] * len(JobState)
-    rates = [sum(column) for column in zip(*(queue.per_minute for queue in queues), strict=True)] or [0.0] * len(RATES)
-    views = [_brief(queue, trends.trends[queue.name], engine) for queue in page]
-    end = start + len(page)
-    return OverviewView(
-        at=timestamp(trends.at),
-        queues_count=len(queues),
-        paused_count=sum(queue.paused for queue in queues),
-        counts=_by_state(counts),
-        per_minute=_by_verb(rates),
-        slots=sum(queue.slots for queue in queues),
-        compactions=sum(queue.compactions for queue in queues),
-        queues=views,
-        next_cursor=str(end) if end < len(queues) else None,
-    )
-
-
-def _brief(queue: QueueBrief, trend: Trend, engine: Engine) -> BriefView:
+def _brief(queue: QueueBrief, trends: TrendsRead, engine: Engine) -> BriefView:
+    trend, oldest = trends.trends[queue.name], queue.oldest_ready_at
     return BriefView(
         name=queue.name,
         paused=queue.paused,
         counts=_by_state(queue.counts),
         per_minute=_by_verb(queue.per_minute),
-        oldest_age_seconds=None if queue.oldest_age_seconds is None else round(queue.oldest_age_seconds, 3),
+        oldest_age_seconds=None if oldest is None else round(max(0.0, trends.at - oldest), 3),
         waiters=engine.waiting(queue.name),
-        asked_seconds=round(queue.asked_seconds, 1),
+        asked_seconds=round(max(0.0, trends.at - queue.asked_at), 1),
         wait_seconds_p50=_recent(trend.columns["wait_p50"]),
         run_seconds_p50=_recent(trend.columns["run_p50"]),
         trend={name: trend.columns[name] for name in SHOWN},

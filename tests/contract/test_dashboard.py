@@ -64,6 +64,16 @@ async def test_what_is_none_of_them_is_not_found(server: Server, name: str) -> N
     assert (await server.ask("GET", f"/ui/{name}")).problem == (404, "not_found", None)
 
 
+async def test_a_link_elsewhere_may_lead_to_it_and_to_nothing_else(server: Server) -> None:
+    followed = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    for path, status in (("/", 307), ("/ui", 200), ("/docs", 200), ("/ui/app.js", 403), ("/v1/overview", 403)):
+        assert (await v1.ask(server, "GET", path, **followed)).status == status, path
+    framed = {**followed, "Sec_Fetch_Dest": "iframe"}
+    assert (await v1.ask(server, "GET", "/ui", **framed)).status == 403
+    assert (await v1.ask(server, "GET", "/ui", **followed, Origin="https://evil.example")).status == 403
+    assert (await v1.ask(server, "GET", "/ui", Sec_Fetch_Site="cross-site")).status == 403
+
+
 async def test_it_is_shown_to_who_has_no_token_yet(clock: FakeClock, tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "tokens.json", clock)
     tokens.write()

@@ -1,6 +1,7 @@
 """What a dashboard shows beside the figures of a queue: all queues at a glance, trends, and what the caller may do."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from tests.contract import v1
 from tests.contract.stack import Server, serving
 from tests.contract.tokens import Tokens, bearer
 from tests.contract.verbs import counts, dequeue, enqueue, lease
-from tests.fakes import FakeClock
+from tests.fakes import EPOCH_SECONDS, FakeClock
 from web.overview import GLANCE_SECONDS
 
 pytestmark = pytest.mark.virtual_time
@@ -155,10 +156,46 @@ async def test_a_survey_tells_of_all_queues_slice_by_slice(engine: Engine) -> No
 
     assert len(first.queues) == SURVEYED_QUEUES_MAX
     assert [queue.name for queue in last.queues] == list(first.left)
+    assert last.gone == ["unheard-of"]
     assert first.queues[0].counts == (0, 1, 1, 0, 0, 0)
     assert first.queues[0].per_minute[:2] == (2, 1)
-    assert (first.queues[0].oldest_age_seconds, first.queues[0].asked_seconds) == (2, 2)
+    assert first.queues[0].oldest_ready_at == EPOCH_SECONDS
+    assert first.queues[0].asked_at == pytest.approx(EPOCH_SECONDS)
     assert [queue.name for queue in first.queues if queue.paused] == ["q001"]
+
+
+async def test_the_next_survey_tells_of_the_queues_that_have_changed(engine: Engine) -> None:
+    for name in ("a", "b", "c"):
+        await engine.execute(Enqueue(name, [NewJob("a")]))
+    before = await engine.execute(Survey())
+    assert {queue.name for queue in before.queues} == {"a", "b", "c"}
+    assert (await engine.execute(Survey(since=before.turn))).queues == []
+    await engine.execute(Pause("b", paused=True))
+    await engine.execute(Bulk("c", BulkVerb.PURGE, JobFilter()))
+    await engine.execute(DeleteQueue("c"))
+    after = await engine.execute(Survey(since=before.turn))
+
+    assert [queue.name for queue in after.queues] == ["b"]
+    assert after.gone == ["c"]
+    assert (await engine.execute(Survey(since=after.turn))).gone == []
+
+
+async def test_the_glance_adds_up_whatever_happens_between_two_looks(server: Server) -> None:
+    rng = Random(5)  # noqa: S311 - it is no secret
+    for _ in range(30):
+        name = f"q{rng.randrange(150)}"
+        await v1.enqueue(server, *[{"type": "a"}] * rng.randrange(1, 4), queue=name)
+        if rng.random() < 0.3:
+            await v1.post(server, f"/v1/queues/{name}/purge", {"state": "queued"})
+            assert (await v1.ask(server, "DELETE", f"/v1/queues/{name}")).status == 200
+        if rng.random() < 0.4:
+            await trio.sleep(rng.choice((0.6, 30, 130)))
+            told = await v1.get(server, "/v1/overview?limit=100")
+            queues = (await v1.get(server, "/v1/queues?limit=1000"))["queues"]
+            assert told["queues_count"] == len(queues)
+            assert told["counts"]["queued"] == sum(queue["counts"]["queued"] for queue in queues)
+            moved = sum(queue["per_minute"]["enqueue"] for queue in queues)
+            assert told["per_minute"]["enqueue"] == pytest.approx(moved, abs=0.2)
 
 
 async def test_the_glance_ranks_and_sums_up(server: Server) -> None:

@@ -102,8 +102,16 @@ function route() {
   document.title = `${view.title(where)} · queue-actor`;
   tools();
   load(page);
+  followed(page);
+}
+
+/** Follows the events for a page. A page that nobody sees does not: a browser has six connections to a server in all. */
+function followed(page) {
+  const { view, route: where } = page;
+  page.stream = new AbortController();
+  page.ends.signal.addEventListener("abort", () => page.stream.abort());
   follow(view.follows(where) ?? { shape: "queues" }, {
-    signal: page.ends.signal,
+    signal: page.stream.signal,
     happened: (data) => {
       if (data !== null && view.wants && !view.wants(where, data)) return;
       page.news = performance.now();
@@ -125,7 +133,13 @@ setInterval(() => {
   const every = (shown?.view.every ?? EVERY_SECONDS) * 1000;
   if (shown && !shown.loading && !document.hidden && performance.now() - shown.at >= every) refresh(0);
 }, 1_000);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(0); });
+document.addEventListener("visibilitychange", () => {
+  if (!shown) return;
+  shown.stream.abort();
+  if (document.hidden) return;
+  followed(shown);
+  refresh(0);
+});
 
 /** Asks for an access token, which is kept in memory alone; resolves with it. */
 session.signIn = (detail, wrong) => new Promise((resolve) => {

@@ -21,9 +21,19 @@ export function spark(done, failed) {
     svg("line", { x1: 0, x2: width, y1: height - 0.5, y2: height - 0.5, class: "axis" }), bars);
 }
 
-function ceiling(value) {
+const MINUTES = [1, 2, 4, 6, 10, 20, 30, 60, 120, 240, 480, 720, 1440].map((minutes) => minutes * 60);
+
+function ceiling(value, of) {
+  if (of === "seconds" && value > 60) return MINUTES.find((step) => step >= value) ?? Math.ceil(value / 86_400) * 86_400;
   const unit = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 2.5, 5, 10].map((step) => step * unit).find((step) => step >= value * 0.999);
+}
+
+/** A value at the axis, in few characters. */
+function short(value, unit) {
+  if (unit !== "seconds") return exact(value);
+  const [size, name] = value < 1 ? [0.001, "ms"] : value < 60 ? [1, "s"] : value < 7_200 ? [60, "min"] : [3_600, "h"];
+  return value === 0 ? "0" : `${Number((value / size).toPrecision(3))} ${name}`;
 }
 
 function path(values, x, y) {
@@ -44,7 +54,7 @@ export function chart(title, since, series, { kind, unit }) {
   const minutes = series[0].values.length;
   const totals = series[0].values.map((_, at) => (kind === "bars" ? sum(series.map(({ values }) => values[at])) : 0));
   const highest = Math.max(...totals, ...series.flatMap(({ values }) => values.map((value) => value ?? 0)));
-  const most = ceiling(highest || 1);
+  const most = ceiling(highest || 1, unit);
   const told = (value) => (unit === "seconds" ? duration(value) : exact(Math.round(value * 100) / 100));
   const slot = (width - left - right) / minutes;
   const x = (at) => left + at * slot, y = (value) => height - bottom - (value / most) * (height - top - bottom);
@@ -52,7 +62,7 @@ export function chart(title, since, series, { kind, unit }) {
   const at = (minute) => clock(new Date(start + minute * 60_000));
   const grid = [0, 0.5, 1].map((share) => [
     svg("line", { x1: left, x2: width - right, y1: y(most * share), y2: y(most * share), class: "grid" }),
-    svg("text", { x: left - 6, y: y(most * share) + 4, class: "tick", "text-anchor": "end" }, told(most * share)),
+    svg("text", { x: left - 6, y: y(most * share) + 4, class: "tick", "text-anchor": "end" }, short(most * share, unit)),
   ]);
   const ticks = [0, 15, 30, 45, minutes - 1].map((minute, n) => svg("text", {
     x: x(minute) + slot / 2, y: height - 5, class: "tick", "text-anchor": n === 0 ? "start" : n === 4 ? "end" : "middle",
