@@ -14,12 +14,13 @@ from statistics import median
 from msgspec.structs import replace
 
 from tests.benchmarks.http import SETTINGS, serve, whole_life
-from tests.benchmarks.load import Measure, measure, started
+from tests.benchmarks.load import Measure, cpu_seconds, measure, started
 from web.__main__ import Parts
 
 QUEUES = 10_000
 JOBS = 1_000_000
 LOOKS_EACH_SECONDS = 0.5
+LOOKS = 20
 CONNECTIONS = 4
 ROUND_SECONDS = 4.0
 SETTLE_SECONDS = 125.0  # until the filling is no more among what moved in the last minute or the one before
@@ -92,14 +93,23 @@ def main() -> None:
     seconds: list[float] = []
     with started([sys.executable, "-m", "tests.benchmarks.glance", "--serve"]) as (pid, port):
         fill(port, queues, jobs)
+        cpu = cpu_seconds(pid)
         first, size = look(port)
+        first_cpu = cpu_seconds(pid) - cpu
         time.sleep(SETTLE_SECONDS)
         look(port)
+        cpu = cpu_seconds(pid)
+        for _ in range(LOOKS):
+            time.sleep(LOOKS_EACH_SECONDS)
+            look(port)
+        next_cpu = (cpu_seconds(pid) - cpu) / LOOKS
         for _ in range(rounds):
             alone.append(measure(pid, port, whole_life, connections=CONNECTIONS, seconds=ROUND_SECONDS))
             with somebody_looks(port, seconds):
                 beside.append(measure(pid, port, whole_life, connections=CONNECTIONS, seconds=ROUND_SECONDS))
-    print(f"{queues} queues, {jobs} jobs; the first overview took {first * 1e3:.0f} ms and has {size / 1024:.0f} KiB")
+    print(f"{queues} queues, {jobs} jobs; an overview has {size / 1024:.0f} KiB")
+    print(f"the first one: {first_cpu * 1e3:.0f} ms of the server's CPU, {first * 1e3:.0f} ms in all")
+    print(f"one while nothing moves: {next_cpu * 1e3:.0f} ms of CPU, with all that the server does in half a second")
     ordered = sorted(seconds)
     print(f"beside load: median {median(ordered) * 1e3:.0f} ms, longest {ordered[-1] * 1e3:.0f} ms of {len(ordered)}\n")
     print(f"{'classic whole lives':24} {'requests/s':>10} {'CPU us':>7} {'p50 ms':>7} {'p99 ms':>7}")

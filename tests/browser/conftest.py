@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,20 @@ document.addEventListener("securitypolicyviolation", (event) => {
 SIZES = {"desk": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 
 
+def what_is_missing() -> str | None:
+    """What these tests need and is not there. Where a change is decided upon, that is a failure and no excuse."""
+    if os.environ.get("CI") == "true":
+        return None
+    if not BROWSER.exists():
+        return "there is no chromium (Debian: chromium)"
+    return None if find_spec("playwright") else "there is no playwright (pip: playwright)"
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The browser, one for all tests. Where a change is decided upon, one that is missing is a failure."""
-    needed = os.environ.get("CI") == "true"
-    if not BROWSER.exists() and not needed:
-        pytest.skip("there is no chromium (Debian: chromium)")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        if needed:
-            raise
-        pytest.skip("there is no playwright")
+    """The browser, one for all tests."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
         yield browser

@@ -1,6 +1,5 @@
 """The dashboard in a real browser: what it shows, that it keeps up, and what it lets one do."""
 
-import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Looker, looking
+from tests.browser.conftest import Looker, looking, what_is_missing
 from tests.process.server import Server, running_server
 from tests.process.tokens import bearer, token
+
+if reason := what_is_missing():
+    pytest.skip(reason, allow_module_level=True)
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -384,11 +386,3 @@ def test_nothing_that_was_sent_is_carried_out(server: Server, looker: Looker) ->
             looker.page.goto(f"{looker.base}/ui{link}")
             looker.page.get_by_role("heading", level=1).wait_for()
             looker.check()
-
-
-def test_the_page_has_no_way_to_make_markup_of_texts() -> None:
-    for path in Path("web/static/ui").glob("*"):
-        assert not re.search(
-            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|style=|javascript:|https?://(?!www\.w3\.org/2000/svg)",
-            path.read_text(),
-        ), path

@@ -86,3 +86,10 @@ def test_every_module_that_is_imported_is_there() -> None:
     for path in FILES.glob("*.js"):
         for name in re.findall(r'from "\./([^"]+)"', path.read_text()):
             assert (FILES / name).exists(), f"{path.name} imports {name}"
+
+
+def test_the_page_has_no_way_to_make_markup_of_texts() -> None:
+    ways = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|style=|javascript:"
+    for path in FILES.iterdir():
+        assert not re.search(ways, path.read_text()), path.name
+        assert set(re.findall(r"https?://[^\s\"']+", path.read_text())) <= {"http://www.w3.org/2000/svg"}, path.name
