@@ -13,6 +13,7 @@ import trio
 from queue_actor.commands import Command, Dequeue, R
 from queue_actor.engine import INBOX_SLOTS_SPARE, Clock, EngineStatistics, Request, may_wait
 from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
+from queue_actor.events import EventLog
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 from queue_actor.meters import EngineMeters
@@ -36,6 +37,7 @@ class ActorEngine:
         self.ready = trio.Event()
         self.ready.set()
         self.instance, self.durability = store.instance, store.durability
+        self.events = EventLog(settings, store.instance)
         self._settings = settings
         self._machine = machine
         self._store = store
@@ -86,6 +88,7 @@ class ActorEngine:
     def drain(self) -> None:
         """Answer those who wait for a job, and refuse those who come for one."""
         self._draining = True
+        self.events.close()
         for request in self._waiters.dismiss():
             if request.decided:
                 self._answers.append((request, request.unserved))
@@ -146,6 +149,7 @@ class ActorEngine:
                     else:
                         request.answer(reply)
                 tell_transitions(changes.jobs)
+                self.events.note(changes, now)
                 self._slow.note(len(self._taken), len(changes.jobs), began, applied, committed)
                 self._taken.clear()
                 self._answers.clear()

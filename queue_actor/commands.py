@@ -273,6 +273,7 @@ class BulkVerb(StrEnum):
     REDRIVE = "redrive"  # dead and cancelled ones
     PURGE = "purge"  # any but those in progress: forgets them
     RELEASE = "release"  # those in progress
+    CANCEL = "cancel"  # those that have not ended; of those in progress it is a wish
 
 
 class BulkDone(msgspec.Struct, frozen=True):
@@ -355,6 +356,55 @@ class Measure(Command[Measured], frozen=True):
     names: Sequence[str] | None = None
 
 
+class QueueBrief(msgspec.Struct, frozen=True, gc=False):
+    """A queue in a few figures."""
+
+    name: str
+    counts: tuple[int, ...]  # by state, in the order of `JobState`
+    per_minute: tuple[float, ...]  # of enqueue, dequeue, conclude, fail and dead, over the last minute
+    oldest_ready_at: float | None  # of the lowest place: when it was given to its job, wall clock
+    paused: bool
+    asked_at: float  # when a consumer asked last, wall clock
+    slots: int  # of the ready arrays
+    compactions: int
+
+
+class Surveyed(msgspec.Struct, frozen=True):
+    """A slice of the queues in a few figures, and the names of those that are left."""
+
+    queues: Sequence[QueueBrief]
+    gone: Sequence[str]  # queues of this slice that do not exist
+    left: Sequence[str]
+    turn: int  # for the next survey: what happens from here on is new to it
+
+
+class Survey(Command[Surveyed], frozen=True):
+    """Queues in a few figures, a slice of them: of those that have changed since a turn, or of those that were left."""
+
+    names: Sequence[str] | None = None
+    since: int = 0  # a turn; 0: all queues
+
+
+class Trend(msgspec.Struct, frozen=True):
+    """A queue minute by minute: jobs counted, and what half and 95 of 100 have waited and run, in seconds."""
+
+    columns: Mapping[str, Sequence[float | None]]  # one value a minute, the one under way last; None: of nothing
+
+
+class TrendsRead(msgspec.Struct, frozen=True):
+    """Those of the queues that were named, of the same minutes; of one that does not exist, that of nothing."""
+
+    at: float  # wall clock
+    since: float  # when the first minute began
+    trends: Mapping[str, Trend]
+
+
+class ReadTrends(Command[TrendsRead], frozen=True):
+    """What happened in some queues, minute by minute, in the last hour."""
+
+    queues: Sequence[str]
+
+
 class SetPolicy(Command[QueueView], frozen=True):
     """Give a queue its policy; the queue is made if it does not exist. Refused with TooManyQueues."""
 
@@ -415,6 +465,42 @@ class Position(msgspec.Struct, frozen=True):
 
 class ReadPosition(Command[Position], frozen=True):
     """The exact position of a job. Refused with UnknownJob or ForgottenJob."""
+
+    queue: str
+    id: int
+
+
+class Why(StrEnum):
+    """Why a job is not running, or that it is."""
+
+    SCHEDULED = "scheduled"  # its producer wants it later
+    RETRY = "retry"  # it waits for its next attempt
+    DUE = "due"  # its time has come
+    EXPIRED = "expired"  # its ttl has ended, and no sweep has come yet
+    PAUSED = "paused"  # its queue is
+    IN_PROGRESS_MAX = "in_progress_max"  # its queue has as many jobs in progress as it may
+    NOBODY_ASKS = "nobody_asks"  # no consumer has asked its queue for a job lately
+    BEHIND = "behind"  # others come first
+    NEXT = "next"  # nothing is in its way
+    LEASED = "leased"  # it is running
+    LEASE_OVER = "lease_over"  # its lease has ended, and no sweep has come yet
+    CANCEL_REQUESTED = "cancel_requested"  # it is running, and was called off
+    CONCLUDED = "concluded"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Why a job is not running now."""
+
+    why: Why
+    text: str
+    ahead: int | None = None  # jobs that would be handed out before it; None: it is not queued
+    seconds: float | None = None  # until, or since, what the text tells of
+
+
+class Explain(Command[Explanation], frozen=True):
+    """Why a job is not running now. Refused with UnknownJob or ForgottenJob."""
 
     queue: str
     id: int

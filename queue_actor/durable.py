@@ -24,6 +24,8 @@ from queue_actor.commands import (
     Cancel,
     Command,
     Conclude,
+    Explain,
+    Explanation,
     Extend,
     Fail,
     Forget,
@@ -44,6 +46,8 @@ from queue_actor.commands import (
 )
 from queue_actor.engine import Backup, Clock, Engine, EngineStatistics, StoreStatistics
 from queue_actor.errors import Draining, ForgottenJob, Starting
+from queue_actor.events import EventLog
+from queue_actor.explain import explain_end
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import FINISHED, Job, JobState
 from queue_actor.settings import Settings
@@ -78,6 +82,7 @@ class DurableEngine:
         self.ready = trio.Event()
         self.instance = data.store.instance
         self.durability = data.store.durability
+        self.events = EventLog(settings, data.store.instance)
         self._settings = settings
         self._store, self._archive, self._backups = data
         self._clock = clock
@@ -105,18 +110,22 @@ class DurableEngine:
             gc.disable()
             try:
                 machine.restore(recovered, now)
+                self.events.begin(recovered.revision)
             finally:
                 gc.enable()
 
         if not await self._store.recover(restore):
             return
-        machine.start_leases(self._clock())
+        started = self._clock()
+        machine.start_leases(started)
         changes = machine.take_changes()
         await self._store.commit(changes)  # so that readers are told when they end
         tell_transitions(changes.jobs)
+        self.events.note(changes, started)
         if self._closed:
             return
         engine = self._engine = self._make(machine)
+        engine.events = self.events  # those who read them came before it
         if self._draining:
             engine.drain()
         self.ready.set()
@@ -125,6 +134,7 @@ class DurableEngine:
     def drain(self) -> None:
         """Hand out no more jobs."""
         self._draining = True
+        self.events.close()
         self._backups.stop()
         if self._engine is not None:
             self._engine.drain()
@@ -174,8 +184,9 @@ class DurableEngine:
                 reply = await self._archive.search(command)
             case ReadJob():
                 reply = await self._read(self._engine, command)
-            case ReadPosition():
-                reply = await self._position(self._engine, command)
+            case ReadPosition() | Explain():
+                of_ended = self._explain_end if isinstance(command, Explain) else lambda _: Position(None)
+                reply = await self._look(self._engine, command, (command.queue, command.id), of_ended)
             case Conclude() | Fail() | Extend() | Release():
                 claims = cast("Sequence[Any]", command.claims)
                 reply = await self._each(
@@ -192,7 +203,7 @@ class DurableEngine:
                     [(command.queue, id_) for id_ in ids],
                     lambda places: replace(command, ids=[ids[place] for place in places]),
                 )
-            case Bulk() if command.verb is not BulkVerb.RELEASE:
+            case Bulk() if command.verb in {BulkVerb.PURGE, BulkVerb.REDRIVE}:
                 reply = await self._bulk(self._engine, command)
             case Sweep():
                 reply = await self._sweep(self._engine, command)
@@ -208,12 +219,16 @@ class DurableEngine:
         # It may have been redriven between the two.
         return found.jobs[0] if found.jobs else await engine.execute(command)
 
-    async def _position(self, engine: Engine, command: ReadPosition) -> Position:
+    async def _look(self, engine: Engine, command: Command[R], key: tuple[str, int], of_ended: Callable[[Job], R]) -> R:
+        """Ask about a job; of one that only the store has, what is said of jobs that have ended is the answer."""
         try:
             return await engine.execute(command)
         except ForgottenJob:
-            found = await self._archive.find(command.queue, [command.id])
-        return Position(None) if found.jobs else await engine.execute(command)
+            found = await self._archive.find(key[0], [key[1]])
+        return of_ended(found.jobs[0]) if found.jobs else await engine.execute(command)
+
+    def _explain_end(self, job: Job) -> Explanation:
+        return explain_end(job, self._clock())
 
     async def _each(
         self,

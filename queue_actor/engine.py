@@ -12,6 +12,7 @@ from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, w
 
 from queue_actor.commands import Bulk, BulkDone, Command, Measure, R, ReadQueue, Sweep
 from queue_actor.errors import Busy, OutcomeUnknown, QueueError
+from queue_actor.events import EventLog
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 
@@ -80,6 +81,9 @@ class Engine(Protocol):
 
     durability: str
     """What an answer is worth: `memory`, `normal` or `full`."""
+
+    events: EventLog
+    """What becomes of jobs, after it is stored, for those who look on."""
 
     async def execute(self, command: Command[R]) -> R:
         """Carry out a command and return its reply, after the changes it made are stored.

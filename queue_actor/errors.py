@@ -25,7 +25,8 @@ exception is a bug or a broken machine, and ends the process.
     │   ├── DiskFull        disk_full         less than `disk_reserve_bytes` are free
     │   ├── TooManyQueues   too_many_queues   `queues_max` queues exist
     │   ├── HolderFull      in_progress_limit  the holder has as many jobs in progress as it may
-    │   └── TooManyWaiters  too_many_waiters  `waiters_max` dequeues are parked
+    │   ├── TooManyWaiters  too_many_waiters  `waiters_max` dequeues are parked
+    │   └── TooManyReaders  too_many_readers  `readers_max` readers follow the events
     └── Unavailable
         ├── Busy            busy              the inbox is full; nothing was done
         ├── BackupRunning   backup_running    there is one backup at a time
@@ -182,6 +183,12 @@ class TooManyWaiters(LimitReached):
     """As many dequeues are parked as `waiters_max` allows."""
 
     code = "too_many_waiters"
+
+
+class TooManyReaders(LimitReached):
+    """`readers_max` readers follow the events."""
+
+    code = "too_many_readers"
 
 
 class Unavailable(QueueError):

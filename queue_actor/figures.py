@@ -14,6 +14,28 @@ class HistogramFigures(msgspec.Struct, frozen=True, gc=False):
     counts: Sequence[int] = (0,)
     sum: float = 0.0
 
+    def since(self, before: "HistogramFigures") -> "HistogramFigures":
+        """What has come since it had these figures; those of nothing at all will do."""
+        if not before.bounds:
+            return self
+        counts = tuple([new - old for new, old in zip(self.counts, before.counts, strict=True)])
+        return HistogramFigures(self.bounds, counts, self.sum - before.sum)
+
+    def quantile(self, share: float, *, default: float = 0.0) -> float:
+        """What this share of the values is at most, as if they lay evenly between two bounds.
+
+        Of what is above all bounds no more is known than that: it counts as the last of them.
+        """
+        wanted = share * sum(self.counts)
+        if not wanted:
+            return default
+        seen, low = 0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and seen + count >= wanted:
+                return low + (bound - low) * (wanted - seen) / count
+            seen, low = seen + count, bound
+        return low
+
 
 class QueueFigures(msgspec.Struct, frozen=True, gc=False):
     """A queue. Totals count from `opened_at`, when it was made or read from a store."""

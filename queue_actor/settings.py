@@ -126,6 +126,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=KIB, le=1024 * 1024 * MIB, description="bytes of payloads kept, finished jobs included")
     ] = 1024 * MIB
     waiters_max: Annotated[int, Meta(ge=0, le=100_000, description="dequeues that may be parked at once")] = 1_000
+    events_kept: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="events that those who read them may be behind, while somebody does")
+    ] = 10_000
+    readers_max: Annotated[int, Meta(ge=0, le=10_000, description="readers of events at once")] = 200
     inbox_requests_max: Annotated[int, Meta(ge=1, le=100_000, description="commands that may wait for the actor")] = (
         1_000
     )

@@ -43,6 +43,8 @@ from queue_actor.commands import (
     Enqueue,
     Enqueued,
     EnqueuedJob,
+    Explain,
+    Explanation,
     Extend,
     ExtendClaim,
     Fail,
@@ -60,6 +62,7 @@ from queue_actor.commands import (
     ReadJob,
     ReadPosition,
     ReadQueue,
+    ReadTrends,
     Recalled,
     Redrive,
     Release,
@@ -68,6 +71,7 @@ from queue_actor.commands import (
     RunNow,
     Search,
     SetPolicy,
+    Survey,
     Sweep,
     Swept,
     TakeBack,
@@ -90,6 +94,7 @@ from queue_actor.errors import (
     UniqueKeyTaken,
     UnknownQueue,
 )
+from queue_actor.explain import explain
 from queue_actor.idempotency import Answers
 from queue_actor.ids import CHUNK_BITS, ByIds
 from queue_actor.jobs import (
@@ -111,8 +116,10 @@ from queue_actor.recovery import restore, start_leases
 from queue_actor.retention import Retention, slice_due
 from queue_actor.retry import retry_seconds
 from queue_actor.settings import Settings
+from queue_actor.survey import Surveyor
 from queue_actor.tokens import Tokens
 from queue_actor.transitions import CANCELLED, CONCLUDED, DEAD, IN_PROGRESS, QUEUED, SCHEDULED
+from queue_actor.trends import Trends
 
 BULK_JOBS_MAX = 100
 """Jobs that one slice of a bulk command changes: for a millisecond nobody else is served."""
@@ -135,6 +142,8 @@ class StateMachine:
         self._ledger = Ledger(settings)
         self._queues = self._ledger.queues
         self._retention = Retention(self._ledger, settings)
+        self._trends = Trends(self._queues)
+        self._surveyor = Surveyor(self._queues)
         self._leased_before: list[Job] = []  # jobs that were restored, until their leases start again
         self.disk_room_bytes = inf
         """What the store's disk has room for, beyond its reserve; told by the engine."""
@@ -160,6 +169,9 @@ class StateMachine:
             DeleteQueue: self._delete_queue,
             ReadJob: lambda read, _: queries.find_job(self._queues, read.queue, read.id)[1],
             ReadPosition: self._read_position,
+            Explain: self._explain,
+            ReadTrends: self._trends.read,
+            Survey: self._surveyor.survey,
             ReadQueue: lambda read, now: queries.view(self._queues.get(read.queue), read.queue, now),
             ListQueues: lambda read, now: queries.list_queues(self._queues, read, now),
             Measure: lambda read, now: queries.measure(self._queues, read, now, memory_bytes=self._ledger.kept_bytes),
@@ -201,6 +213,8 @@ class StateMachine:
     def take_changes(self) -> Changes:
         """What changed since the last call, oldest first; the caller stores it before he answers anyone."""
         changes = self._ledger.take_changes()
+        if changes.queues:
+            self._surveyor.note(changes.queues)
         if self._enqueue_answers.records or self._dequeue_answers.records:
             answers = [*self._enqueue_answers.take_records(), *self._dequeue_answers.take_records()]
             changes = replace(changes, answers=answers)
@@ -681,6 +695,7 @@ class StateMachine:
             BulkVerb.REDRIVE: (frozenset({DEAD, CANCELLED}), self._redrive_one),
             BulkVerb.PURGE: (FINISHED | WAITING, self._purge_one),
             BulkVerb.RELEASE: (frozenset({IN_PROGRESS}), self._take_back_one),
+            BulkVerb.CANCEL: (WAITING | {IN_PROGRESS}, self._cancel_one),
         }
         able, verb = verbs[command.verb]
         spread = command.spread_from or now.wall
@@ -711,6 +726,9 @@ class StateMachine:
         queue, job = queries.find_job(self._queues, command.queue, command.id)
         return Position(queue.ready.ahead(job.priority, job.place) if job.state is QUEUED else None)
 
+    def _explain(self, command: Explain, now: Now) -> Explanation:
+        return explain(*queries.find_job(self._queues, command.queue, command.id), now)
+
     # --- time
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
@@ -723,6 +741,7 @@ class StateMachine:
         expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._each_due, self._expire_waiting, now))
         kept = self._retention.sweep(now, limit)
         self._swept_revision = self._ledger.revision
+        self._trends.tick(now)
         return Swept(
             stale=stale,
             due=due,

@@ -10,6 +10,7 @@
 #   --crashes N N kills of the server under load, and nothing else; --seed S repeats what a run set out to do
 #   --hostile N N connections that send what nobody should, storms and dropped polls, and nothing else; --seed S as above
 #   --contract N  N made-up requests for each operation of /openapi.json, and nothing else; --seed S repeats a run
+#   --browser   the dashboard in a real browser (Debian's chromium, driven by Playwright), and nothing else
 # With pytest arguments only what they select runs, and no coverage is asked for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -76,6 +77,11 @@ if [ "${1:-}" = --contract ]; then
     fi
     marker="slow or not slow"
     set -- tests/process/test_contract_fuzz.py --capture=no "$@"
+fi
+if [ "${1:-}" = --browser ]; then
+    shift
+    marker="slow or not slow"
+    set -- tests/browser tests/process/test_browser.py "$@"
 fi
 if [ $# -gt 0 ]; then
     exec .venv/bin/python -m pytest -m "$marker" "$@"

@@ -22,11 +22,17 @@ CONTRACT = sorted(ROOT.glob("tests/contract/test_*.py"))
 PURE = (
     *("jobs", "errors", "commands", "state_machine", "ledger", "ready", "ids", "deadlines", "tokens"),
     *("queues", "queries", "idempotency", "meters", "retry", "changes", "rows", "retention", "recovery"),
-    *("transitions", "access"),
+    *("transitions", "access", "trends", "survey", "explain"),
 )
 
 FILE_LINES_MAX = 400
-LONGER = {"state_machine.py": 830, "ledger.py": 560, "commands.py": 520, "connections.py": 570}
+LONGER = {
+    "state_machine.py": 850,
+    "ledger.py": 560,
+    "commands.py": 600,
+    "connections.py": 570,
+    "contract.py": 520,
+}
 """Files that say in their head why they are longer, and how long they may become."""
 FUNCTION_LINES_MAX = 70
 

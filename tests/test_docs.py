@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import trio
 
+from queue_actor.access import Scope
 from queue_actor.jobs import FIRST_POLICY, DeathReason, JobState, Outcome
 from queue_actor.rows import JOB_COLUMNS, QUEUE_COLUMNS
 from queue_actor.schema import SCHEMA_VERSION
@@ -51,7 +52,9 @@ def test_help_tells_flag_variable_and_effect_of_every_setting(setting: Setting) 
 def test_every_limit_ends_in_its_unit() -> None:
     for setting in SETTINGS:
         if setting.name.endswith("_max"):
-            assert re.search(r"(seconds|bytes|jobs|requests|queues|connections|waiters|keys)_max$", setting.name)
+            assert re.search(
+                r"(seconds|bytes|jobs|requests|queues|connections|waiters|readers|keys)_max$", setting.name
+            )
 
 
 # --- the contract
@@ -110,6 +113,7 @@ BODIES: dict[Route, type[msgspec.Struct]] = {
     ("POST", "/v1/queues/{queue}/release"): jobs.RELEASE_MANY.type,
     ("PUT", "/v1/queues/{queue}"): queues.POLICY.type,
     ("POST", "/v1/queues/{queue}/purge"): queues.PURGE.type,
+    ("POST", "/v1/queues/{queue}/cancel"): queues.CANCEL.type,
     ("POST", "/v1/queues/{queue}/redrive"): queues.REDRIVE.type,
 }
 """The body of each route. `test_every_route_takes_the_body_that_is_said_here` holds this to the code."""
@@ -215,7 +219,7 @@ def test_the_contract_lists_every_limit_with_its_default() -> None:
     section = next(section for section in document.sections(CONTRACT) if section.title == "Limits")
     told = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", section.text, re.MULTILINE))
     # Nobody but the actor notices how many commands it carries out before it answers them.
-    kept = ("idempotency_seconds", "retention_seconds", "retention_jobs", "disk_reserve_bytes")
+    kept = ("events_kept", "idempotency_seconds", "retention_seconds", "retention_jobs", "disk_reserve_bytes")
     names = [setting.name for setting in SETTINGS if setting.name.endswith(("_max", *kept))]
     names.remove("batch_requests_max")
 
@@ -244,6 +248,8 @@ def asked(rule: Rule | None) -> str:
     """The scope of a route as the contract writes it."""
     if rule is None:
         return "none"
+    if len(rule.scopes) == len(Scope):
+        return f"any of {', '.join(f'`{scope}`' for scope in Scope)}"
     if len(rule.scopes) > 1:
         return "`consume` with a lease's token, `operate` without"
     return f"`{rule.scopes[0]}`{' on `*`' if rule.where == 'every' else ''}"

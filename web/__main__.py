@@ -26,6 +26,7 @@ from web.auth import Access
 from web.binding import address_of, listen
 from web.logs import set_up_logging
 from web.metrics import Metrics
+from web.ops import A_CRASH_LOSES
 from web.rereading import watched
 from web.serving import installed, make_config
 from web.tls import Certificate
@@ -52,13 +53,6 @@ class Parts(NamedTuple):
     certificate: Certificate | None = None
     supervisor: Supervisor = Supervisor()
     tracing: Tracing | None = None
-
-
-A_CRASH_LOSES = {
-    "memory": "all jobs",
-    "normal": "nothing; a power cut loses the last commits",
-    "full": "nothing",
-}
 
 
 async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts) -> None:

@@ -24,11 +24,14 @@ from web.auth import Access, admit
 from web.binding import is_loopback
 from web.callers import caller_of
 from web.connections import Connections
+from web.dashboard import dashboard_routes
 from web.docs import docs_routes
+from web.events import event_routes
 from web.exchanges import Exchange, close_after_answer
 from web.jobs import STREAM_ENDPOINT, job_routes
 from web.metrics import Metrics
 from web.ops import Condition, ops_routes
+from web.overview import overview_routes
 from web.problems import Problem
 from web.queues import queue_routes
 from web.replies import Facts, Reply
@@ -49,6 +52,10 @@ SAME_ORIGIN = frozenset({"same-origin", "none"})
 
 Another port of this machine is another origin, and of the same site: `same-site` is none of them.
 """
+
+
+PAGES = frozenset({"dashboard.home", "dashboard.page", "docs.page"})
+"""Routes that a link on any page may lead to. They have nothing of the queue's in them, and let no page frame them."""
 
 
 class App(QuartTrio):
@@ -83,7 +90,10 @@ class App(QuartTrio):
         self.register_blueprint(simple_routes(engine, settings))
         self.register_blueprint(job_routes(engine, settings))
         self.register_blueprint(queue_routes(engine, settings))
+        self.register_blueprint(overview_routes(engine))
+        self.register_blueprint(event_routes(engine, settings))
         self.register_blueprint(ops_routes(engine, self._condition, self.metrics))
+        self.register_blueprint(dashboard_routes())
         self.register_blueprint(docs_routes(self.url_map, settings))
 
         self._ready = engine.ready
@@ -259,8 +269,17 @@ def refuse_foreign(request: Request, *, any_host: bool) -> None:
     origin = request.field(b"origin")
     if origin is not None and _authority(origin, secure=request.scheme == "https") != host.lower():
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Origin")
-    if (request.field(b"sec-fetch-site") or "none") not in SAME_ORIGIN:
+    if (request.field(b"sec-fetch-site") or "none") not in SAME_ORIGIN and not _is_followed_link(request):
         raise Problem("foreign_origin", "pages of another origin may not use this server", field="Sec-Fetch-Site")
+
+
+def _is_followed_link(request: Request) -> bool:
+    """Whether somebody has followed a link to a page: it is shown to them, and not to the page that has the link."""
+    return (
+        request.endpoint in PAGES
+        and request.field(b"sec-fetch-mode") == "navigate"
+        and request.field(b"sec-fetch-dest") == "document"
+    )
 
 
 @lru_cache(maxsize=64)  # clients use few names for one server, again and again

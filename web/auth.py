@@ -85,11 +85,20 @@ RULES: dict[str, Rule | None] = {
     "queues.cancel": Rule(OPERATE, "path"),
     "queues.redrive_one": Rule(OPERATE, "path"),
     "queues.run": Rule(OPERATE, "path"),
+    "queues.cancel_many": Rule(OPERATE, "path"),
+    "overview.overview": Rule(READ, "any"),
+    "overview.trend": Rule(READ, "path"),
+    "overview.why": Rule(READ, "path"),
+    "overview.access": Rule(tuple(Scope), "any"),
+    "events.follow": Rule(READ, "any"),
     "ops.healthz": PUBLIC,
     "ops.readyz": PUBLIC,
     "ops.monitor": Rule(READ, "every"),
     "ops.statistics": Rule(READ, "every"),
     "ops.backup": Rule(ADMIN, "every"),
+    "dashboard.home": PUBLIC,
+    "dashboard.page": PUBLIC,
+    "dashboard.part": PUBLIC,
     "docs.document": PUBLIC,
     "docs.page": PUBLIC,
     "docs.style": PUBLIC,
@@ -143,6 +152,11 @@ class TokenHolder(Caller):
     def patterns(self) -> tuple[str, ...]:
         """See `Caller.patterns`."""
         return self._grant.queues
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """See `Caller.scopes`."""
+        return tuple(scope for scope in Scope if self._grant.has(scope))
 
     def as_holder(self, dequeue: Dequeue) -> Dequeue:
         """See `Caller.as_holder`."""

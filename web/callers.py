@@ -42,6 +42,11 @@ class Caller:
         """The queues that may be told of; None: all."""
         return None
 
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """What may be done to these queues."""
+        return tuple(Scope)
+
     def as_holder(self, dequeue: Dequeue) -> Dequeue:
         """The dequeue, with whom its leases count for."""
         return dequeue

@@ -2,6 +2,8 @@
 
 Bodies and answers are the structs that the handlers decode and encode. An answer stands here as an example, whose type
 is its schema. web/README.md says the same in sentences; tests hold the two together, and both to the routes.
+
+It is a table, longer than other files so that all routes can be found in one.
 """
 
 from collections.abc import Sequence
@@ -9,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from queue_actor.access import Scope
+from queue_actor.commands import Why
 from queue_actor.jobs import JobState
 from web import jobs, queues
 from web.bodies import NewJobBody
@@ -16,6 +20,7 @@ from web.examples import (
     CONCLUDED_SIMPLE,
     ENDED,
     FIGURES,
+    GLANCE,
     LEASE,
     LEASED,
     LEASED_SIMPLE,
@@ -23,17 +28,21 @@ from web.examples import (
     LOST,
     MOVED,
     SIMPLE,
+    STATISTICS,
     TOKEN,
+    TREND,
     result,
 )
 from web.fields import QueueName, Wait
 from web.operations import (
     BY_TOKEN_OR_CONSUMER,
     CONSUMERS,
+    FOLLOW,
     IDEMPOTENCY_KEY,
     LEASE_TOKEN,
     LIMIT,
     NAMED_NEXT,
+    OVERVIEW,
     SEARCH,
     TAKEN_BACK,
     WAIT,
@@ -43,7 +52,7 @@ from web.operations import (
     each_needs,
     needs,
 )
-from web.ops import StatisticsView
+from web.overview import AccessView, WhyView
 from web.schemas import SimpleEnqueueBody
 from web.streams import ChunkView, LineError
 from web.views import (
@@ -341,6 +350,52 @@ OPERATIONS: dict[str, Operation] = {
         [*GONE, "not_finished", "already_finished", "unique_key_taken", "queue_full"],
     ),
     "queues.run": _operator("Make a scheduled job ready now", result("queued"), [*GONE, "not_waiting"]),
+    "queues.cancel_many": _operator(
+        "Call off all jobs that match and have not ended",
+        MOVED,
+        ["unknown_queue"],
+        about="Of those in progress that is a wish: their workers are told when they extend.",
+        body=queues.CANCEL.type,
+        asks={"state": ["queued", "scheduled"], "type": "reminder", "dry_run": True},
+    ),
+    "overview.overview": Operation(
+        tag="look",
+        summary="All queues at a glance, and a page of them",
+        parameters=OVERVIEW,
+        answer=GLANCE,
+        headers=("Cache-Control",),
+    ),
+    "overview.trend": Operation(
+        tag="look",
+        summary="What happened in a queue in the last hour, minute by minute",
+        answer=TREND,
+        headers=("Cache-Control",),
+    ),
+    "overview.why": Operation(
+        tag="look",
+        summary="Why a job is not running now",
+        answer=WhyView(Why.BEHIND, "3 jobs stand before it in line.", 3, None),
+        headers=("Cache-Control",),
+        codes=GONE,
+    ),
+    "overview.access": Operation(
+        tag="look",
+        summary="What the caller may do",
+        answer=AccessView("dashboard", [Scope.READ], ["*"]),
+        headers=("Cache-Control",),
+        asks_queue=False,
+    ),
+    "events.follow": Operation(
+        tag="look",
+        summary="What becomes of jobs, as it happens",
+        about="Server-sent events, each told after it is stored. The stream lasts until one of the two leaves.",
+        parameters=FOLLOW,
+        answer=File(
+            "text/event-stream", 'id: 5f0c1d2e3a4b5968.9f8e7d6c.17\nevent: job\ndata: {"queue":"images",…}\n\n'
+        ),
+        headers=("Cache-Control", "X-Accel-Buffering"),
+        codes=("too_many_readers",),
+    ),
     "ops.monitor": _server(
         "Figures for Prometheus",
         File("text/plain", "queue_actor_ready 1.0\n", otherwise=("application/openmetrics-text",)),
@@ -349,7 +404,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "ops.statistics": _server(
         "Figures of the server, of this moment",
-        StatisticsView("5f0c1d2e3a4b5968", "memory", 0, 0, None),
+        STATISTICS,
         headers=("Cache-Control",),
     ),
     "ops.backup": _server(
@@ -362,6 +417,22 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "ops.healthz": _server("Does the process answer", {"status": "alive"}),
     "ops.readyz": _server("Does the server take work", {"status": "ready"}, codes=("starting", "draining")),
+    "dashboard.home": _server(
+        "Leads to the dashboard", File(""), redirects=True, headers=("Location", "Cache-Control")
+    ),
+    "dashboard.page": _server(
+        "The dashboard",
+        File("text/html; charset=utf-8", "<!doctype html>…"),
+        about="A page for browsers. What it shows it asks of `/v1`, with a token that it asks its reader for.",
+        headers=("ETag", "Cache-Control", "Content-Security-Policy", "Referrer-Policy"),
+        also=(304,),
+    ),
+    "dashboard.part": _server(
+        "A file of the dashboard",
+        File("text/javascript; charset=utf-8", "export const …", otherwise=("text/css; charset=utf-8",)),
+        headers=("ETag", "Cache-Control"),
+        also=(304,),
+    ),
     "docs.document": _server(
         "This contract as OpenAPI 3.1",
         File("application/json"),

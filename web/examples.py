@@ -1,10 +1,13 @@
 """Answers as they may be: they stand in web/contract.py for what a route answers, and their types are its schema."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from queue_actor.jobs import FIRST_POLICY, JobState, Outcome
+from web.ops import EngineView, Quantiles, StatisticsView
+from web.overview import BriefView, OverviewView, TrendView
 from web.schemas import SimpleJob
 from web.views import (
     NULL,
@@ -66,6 +69,34 @@ FIGURES = QueueDocument(
     consumers=[ConsumerView("w1", 0.5)],
     last_id=1,
     policy=FIRST_POLICY,
+)
+_RATES = dict.fromkeys(("enqueue", "dequeue", "conclude", "fail", "dead"), 0.0)
+_TREND: dict[str, Sequence[float | None]] = {"enqueue": [0], "conclude": [0], "fail": [0], "dead": [0]}
+GLANCE = OverviewView(
+    at=MOMENT,
+    queues_count=1,
+    paused_count=0,
+    counts=FIGURES.counts,
+    per_minute=_RATES,
+    slots=64,
+    compactions=0,
+    queues=[BriefView("images", False, FIGURES.counts, _RATES, None, 0, 0.5, 0.02, 1.5, _TREND)],
+    next_cursor=None,
+)
+TREND = TrendView("images", MOMENT, {**_TREND, "dequeue": [0], "stale": [0], "wait_p50": [None], "run_p95": [1.5]})
+_QUANTILES = Quantiles(0.0001, 0.004)
+STATISTICS = StatisticsView(
+    instance="5f0c1d2e3a4b5968",
+    durability="memory",
+    a_crash_loses="all jobs",
+    inbox_requests=0,
+    waiters=0,
+    readers=0,
+    connections=1,
+    limits={"inbox_requests": 1_000},
+    loop_lag_seconds=_QUANTILES,
+    engine=EngineView(17, Quantiles(1, 4), Quantiles(1, 20), _QUANTILES, _QUANTILES, 9),
+    store=None,
 )
 MOVED = BulkView(1, 0, False)
 LOST = ErrorView("lease_lost", "the token shown does not hold job 3", "token")

@@ -22,6 +22,9 @@ SECONDS_MAX = 3_660 * DAY_SECONDS
 
 QUEUE_PREFIX = r"\A[A-Za-z0-9][A-Za-z0-9_.:-]{0,78}\*\Z"
 
+FOLLOWED = r"\A(?:[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}|(?:[A-Za-z0-9][A-Za-z0-9_.:-]{0,78})?\*)\Z"
+"""A queue, all queues of a prefix, or all."""
+
 TRACEPARENT = r"\A[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z"
 """W3C Trace Context, section 3.2."""
 
@@ -39,6 +42,25 @@ QueueNames = (
     | Annotated[str, Meta(pattern=QUEUE_PREFIX)]
 )
 Token = Annotated[str, Meta(min_length=1, max_length=200)]
+FileName = Literal[
+    "actions.js",
+    "api.js",
+    "app.css",
+    "app.js",
+    "charts.js",
+    "dom.js",
+    "format.js",
+    "health.js",
+    "job.js",
+    "jobs.js",
+    "json.js",
+    "links.js",
+    "live.js",
+    "overview.js",
+    "queue.js",
+]
+"""What the dashboard is made of."""
+
 Id = Annotated[int, Meta(ge=1, le=FENCE_MAX)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
 Delay = Annotated[float, bounded("delay_seconds_max", ge=0, le=SECONDS_MAX)]
@@ -49,6 +71,7 @@ Wait = Annotated[float, bounded("wait_seconds_max", ge=0)]
 BATCH = bounded("batch_jobs_max", min_length=1)
 Purgeable = Literal["scheduled", "queued", "concluded", "dead", "cancelled"]
 Redrivable = Literal["dead", "cancelled"]
+Cancellable = Literal["scheduled", "queued", "in_progress"]
 Moment = Annotated[datetime, Meta(tz=True)]
 MetaKey = Annotated[str, Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
 MetaText = Annotated[str, Meta(max_length=100, pattern=NO_CONTROLS)]

@@ -8,7 +8,7 @@ from msgspec import Meta
 from queue_actor.commands import JobFilter
 from queue_actor.jobs import JobState
 from web.bodies import Body, DequeueNextBody, ReleaseBody
-from web.fields import BATCH, Moment, Name, Purgeable, Redrivable
+from web.fields import BATCH, Cancellable, Moment, Name, Purgeable, Redrivable
 from web.problems import Problem
 from web.schemas import Type
 
@@ -48,6 +48,16 @@ class RedriveBody(FilterBody, frozen=True, kw_only=True):
     state: Redrivable | Annotated[list[Redrivable], Meta(min_length=1)] | None = None
     # Not so slow that the last of many jobs would be planned for a year that no calendar has.
     per_second: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None = None
+
+    def states(self) -> Sequence[str]:
+        """See `FilterBody.states`."""
+        return [self.state] if isinstance(self.state, str) else self.state or ()
+
+
+class CancelBody(FilterBody, frozen=True, kw_only=True):
+    """A cancel of many jobs."""
+
+    state: Cancellable | Annotated[list[Cancellable], Meta(min_length=1)] | None = None
 
     def states(self) -> Sequence[str]:
         """See `FilterBody.states`."""

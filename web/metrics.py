@@ -100,7 +100,7 @@ class Metrics(Collector):
     ) -> None:
         self.requests = RequestMeters()
         self._engine = engine
-        self._settings = settings
+        self.settings = settings
         self._connections = connections
         self._run_in_thread = run_in_thread or partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
         self._lag = Histogram(WORK_SECONDS)
@@ -113,6 +113,16 @@ class Metrics(Collector):
         self._registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
+
+    @property
+    def lag(self) -> HistogramFigures:
+        """How late the event loop was, in seconds."""
+        return self._lag.figures()
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
 
     async def watch_loop(self) -> None:
         """Measure the lag of the event loop until cancelled."""
@@ -164,8 +174,8 @@ class Metrics(Collector):
             except Unavailable:
                 pass  # it starts, ends or is overrun: the rest of the figures says so
         return Snapshot(
-            settings=self._settings,
-            info=(self._settings.engine, engine.durability),
+            settings=self.settings,
+            info=(self.settings.engine, engine.durability),
             ready=ready,
             queues=queues,
             queues_count=len(queues or ()),

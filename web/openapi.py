@@ -15,7 +15,7 @@ from msgspec.structs import asdict
 from queue_actor.settings import Settings
 from web.auth import PUBLIC, RULES, Rule, Where
 from web.contract import OPERATIONS, TAGS
-from web.fields import Id, QueueName
+from web.fields import FileName, Id, QueueName
 from web.operations import (
     AT_TIMES,
     HEADERS,
@@ -39,7 +39,11 @@ from web.views import ResultView
 JSON, NDJSON = "application/json", "application/x-ndjson"
 SCHEMA_REF = "#/components/schemas/{name}"
 
-PATH_KINDS = {"queue": (QueueName, "the name of the queue", "images"), "id": (Id, "the id of the job", 1)}
+PATH_KINDS = {
+    "queue": (QueueName, "the name of the queue", "images"),
+    "id": (Id, "the id of the job", 1),
+    "file": (FileName, "the name of a file", "app.js"),
+}
 """The variables of paths."""
 
 SECURITY_SCHEMES: dict[str, Any] = {
@@ -236,7 +240,7 @@ class Writer:
         for code in dict.fromkeys(codes_of(operation, route)):
             by_status[PROBLEMS[code].status].append(code)
         rates = () if RULES[route.endpoint] is PUBLIC else OF_A_LIMITED_TOKEN
-        answers = {"200": self._answer(operation, rates, head=head)}
+        answers = {"307" if operation.redirects else "200": self._answer(operation, rates, head=head)}
         answers |= {str(status): _bare(status, operation, rates) for status in operation.also}
         answers |= {str(status): self._refusal(status, codes, rates, head=head) for status, codes in by_status.items()}
         return dict(sorted(answers.items()))
@@ -244,6 +248,8 @@ class Writer:
     def _answer(self, operation: Operation, rates: tuple[str, ...], *, head: bool) -> dict[str, Any]:
         answer = operation.answer
         match answer:
+            case File(content_type="", example=_):
+                content = {}
             case File(content_type, example, otherwise):
                 text: dict[str, Any] = {} if content_type == JSON else {"type": "string"}
                 shown = {"schema": text} | ({"example": example} if example else {})

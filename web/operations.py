@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from queue_actor.events import EVENT_ID
 from queue_actor.jobs import JobState
 from queue_actor.tokens import FENCE_MAX
-from web.fields import Moment, Name, Wait
+from web.fields import FOLLOWED, Moment, Name, QueueName, Wait
+from web.overview import PAGE as GLANCE_PAGE
+from web.overview import PAGE_MAX as GLANCE_PAGE_MAX
 from web.queues import PAGE, PAGE_MAX
 from web.schemas import CONSUMER_HEADERS
 
@@ -74,6 +77,7 @@ WHEN = {
     "disk_full": "the disk has less than `disk_reserve_bytes` left",
     "busy": "`inbox_requests_max` commands wait already; nothing was done",
     "too_many_waiters": "`waiters_max` requests wait already",
+    "too_many_readers": "`readers_max` readers follow the events already",
     "too_many_connections": "`connections_max` connections are open, and none is idle",
     "backup_running": "there is one backup at a time",
     "starting": "the server still reads its jobs from the disk; nothing was done",
@@ -103,11 +107,14 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "RateLimit": ({"type": "string"}, "how much of that is left, and in how many seconds all of it is there again"),
     "WWW-Authenticate": ({"type": "string"}, "that a Bearer token is needed, and which scope of it"),
     "Allow": ({"type": "string"}, "the methods of this path"),
+    "X-Accel-Buffering": ({"const": "no"}, "tells nginx to pass on each piece as it comes"),
     "Vary": ({"type": "string"}, "which header of the request the answer depends on"),
     "Cache-Control": ({"type": "string"}, "whether the answer may be kept"),
     "Content-Length": ({"type": "integer", "minimum": 0}, "how long the file is"),
     "Content-Disposition": ({"type": "string"}, "a name for the file"),
-    "Content-Security-Policy": ({"type": "string"}, "what the page may do: show itself"),
+    "Content-Security-Policy": ({"type": "string"}, "what the page may do: load its own files, and ask this server"),
+    "Location": ({"type": "string", "format": "uri-reference"}, "where it is"),
+    "Referrer-Policy": ({"const": "no-referrer"}, "the page tells nobody where it is"),
     "ETag": ({"type": "string"}, "names this version: send it as If-None-Match"),
 }
 AT_TIMES = ("RateLimit-Policy", "RateLimit", "WWW-Authenticate", "Cache-Control")
@@ -150,6 +157,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     rules: dict[str, Any] = {}  # what this route asks of the body beyond its struct, in JSON Schema
     parameters: tuple[Parameter, ...] = ()
     answer: msgspec.Struct | dict[str, str]
+    redirects: bool = False  # the answer is 307, and says where instead
     or_else: msgspec.Struct | None = None  # the answer to another kind of request
     headers: tuple[str, ...] = ()  # of the answer; web/openapi.py tells what they mean
     headers_at_times: tuple[str, ...] = ()  # those that are not always there
@@ -191,6 +199,22 @@ SEARCH = (
     LIMIT,
     Parameter("cursor", Annotated[int, Meta(ge=0, le=FENCE_MAX)], "where to go on: `next_cursor` of the page before"),
     Parameter("include", Literal["content"], "with `payload` and `result`"),
+)
+
+FOLLOW = (
+    Parameter("queue", Annotated[str, Meta(pattern=FOLLOWED)], "this one, or all that begin so (`tenant:*`)"),
+    Parameter("type", Name, "of this type"),
+    Parameter("state", STATES, "that lead to one of these, separated by commas", example=["dead", "cancelled"]),
+    Parameter("shape", Literal["jobs", "queues"], "an event for each transition, or which queues have moved", "jobs"),
+    Parameter("wait_seconds", Wait, "end after so long; left out, it lasts"),
+    Parameter("Last-Event-ID", Annotated[str, Meta(pattern=EVENT_ID)], "go on behind this event", place="header"),
+)
+
+OVERVIEW = (
+    Parameter("prefix", QueueName, "whose names begin so"),
+    Parameter("order", Literal["busiest", "name", "waiting", "failing", "oldest"], "which come first", "busiest"),
+    Parameter("limit", Annotated[int, Meta(ge=1, le=GLANCE_PAGE_MAX)], "how many at most", GLANCE_PAGE),
+    Parameter("cursor", Annotated[int, Meta(ge=0, le=FENCE_MAX)], "where to go on: `next_cursor` of the page before"),
 )
 
 # --- rules, in JSON Schema

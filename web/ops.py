@@ -8,6 +8,7 @@ from quart import Blueprint
 from quart.blueprints import BlueprintSetupState
 
 from queue_actor.engine import Engine, StoreStatistics
+from queue_actor.figures import HistogramFigures
 from web.audit import audit
 from web.exchanges import close_after_answer
 from web.metrics import Metrics
@@ -19,14 +20,79 @@ from web.schemas import refuse_query
 Condition = Literal["starting", "ready", "draining"]
 
 
+A_CRASH_LOSES = {
+    "memory": "all jobs",
+    "normal": "nothing; a power cut loses the last commits",
+    "full": "nothing",
+}
+"""By durability."""
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """What half, and 99 of 100, of some values were at most, since the start, as far as a histogram tells."""
+
+    p50: float
+    p99: float
+
+
+class EngineView(msgspec.Struct, frozen=True):
+    """What the engine has done since the start."""
+
+    batches: int
+    batch_requests: Quantiles
+    batch_changes: Quantiles
+    apply_seconds: Quantiles
+    commit_seconds: Quantiles
+    sweeps: int
+
+
 class StatisticsView(msgspec.Struct, frozen=True):
     """What the server is doing now."""
 
     instance: str
     durability: str
+    a_crash_loses: str
     inbox_requests: int
     waiters: int
+    readers: int
+    connections: int
+    limits: dict[str, int]  # of these four
+    loop_lag_seconds: Quantiles
+    engine: EngineView
     store: StoreStatistics | None
+
+
+def _quantiles(figures: HistogramFigures) -> Quantiles:
+    return Quantiles(round(figures.quantile(0.5), 6), round(figures.quantile(0.99), 6))
+
+
+def _statistics(engine: Engine, metrics: Metrics) -> StatisticsView:
+    now, figures, settings = engine.statistics(), engine.figures(), metrics.settings
+    return StatisticsView(
+        engine.instance,
+        engine.durability,
+        A_CRASH_LOSES[engine.durability],
+        now.inbox_requests,
+        now.waiters,
+        engine.events.readers,
+        metrics.connections,
+        {
+            "inbox_requests": settings.inbox_requests_max,
+            "waiters": settings.waiters_max,
+            "readers": settings.readers_max,
+            "connections": settings.connections_max,
+        },
+        _quantiles(metrics.lag),
+        EngineView(
+            sum(figures.batch_requests.counts),
+            _quantiles(figures.batch_requests),
+            _quantiles(figures.batch_changes),
+            _quantiles(figures.apply_seconds),
+            _quantiles(figures.commit_seconds),
+            figures.sweeps,
+        ),
+        engine.store_statistics(),
+    )
 
 
 def ops_routes(engine: Engine, condition: Callable[[], Condition], metrics: Metrics) -> Blueprint:
@@ -59,9 +125,7 @@ def ops_routes(engine: Engine, condition: Callable[[], Condition], metrics: Metr
     async def statistics() -> Reply:
         """Figures of this moment, also while the server starts or ends."""
         refuse_query(asked())
-        now, store = engine.statistics(), engine.store_statistics()
-        view = StatisticsView(engine.instance, engine.durability, now.inbox_requests, now.waiters, store)
-        return reply(msgspec.json.encode(view), headers={"Cache-Control": "no-store"})
+        return reply(msgspec.json.encode(_statistics(engine, metrics)), headers={"Cache-Control": "no-store"})
 
     @routes.get("/v1/backup")
     async def backup() -> Reply:

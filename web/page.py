@@ -115,7 +115,7 @@ def _answers(document: dict[str, Any], operation: dict[str, Any]) -> Iterator[st
             parts = [*kinds, f"Headers: {headers}", *([f"Errors inside: {inside}"] if inside else [])]
             rows.append((status, "<br>".join(parts)))
     yield _table(("status", "answer"), rows)
-    for content_type, body in operation["responses"]["200"].get("content", {}).items():
+    for content_type, body in operation["responses"].get("200", {}).get("content", {}).items():
         if "example" in body:
             example = body["example"]
             text = example if isinstance(example, str) else json.dumps(example, indent=2, ensure_ascii=False)
@@ -132,6 +132,8 @@ def _curl(method: str, path: str, operation: dict[str, Any]) -> str:
         if parameter["in"] == "path":
             path = path.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
     words = ["curl", "-s"]
+    if "text/event-stream" in operation["responses"].get("200", {}).get("content", {}):
+        words.append("-N")
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if method != ("POST" if body else "GET"):
         words += ["-X", method]

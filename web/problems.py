@@ -71,6 +71,7 @@ PROBLEMS: dict[str, Kind] = {
     # The server's state.
     "busy": Kind(503, "later", retry_after_seconds=1),
     "too_many_waiters": Kind(503, "later", retry_after_seconds=1),
+    "too_many_readers": Kind(503, "later", retry_after_seconds=10),
     "too_many_connections": Kind(503, "later", retry_after_seconds=1),
     "backup_running": Kind(503, "later", retry_after_seconds=10),
     "starting": Kind(503, "later", retry_after_seconds=1),

@@ -31,7 +31,7 @@ from web.audit import audit
 from web.bodies import Body, PolicyBody
 from web.callers import caller_of
 from web.exchanges import cancelled_by_disconnect
-from web.filters import FilterBody, PurgeBody, RedriveBody
+from web.filters import CancelBody, FilterBody, PurgeBody, RedriveBody
 from web.replies import Reply, reply
 from web.requests import asked
 from web.schemas import (
@@ -53,6 +53,7 @@ PAGE = 100
 POLICY = msgspec.json.Decoder(PolicyBody)
 PURGE = msgspec.json.Decoder(PurgeBody)
 REDRIVE = msgspec.json.Decoder(RedriveBody)
+CANCEL = msgspec.json.Decoder(CancelBody)
 NOTHING = msgspec.json.Decoder(Body)
 """Of requests that say it all by their path: a key that is not known might mean what is not done."""
 
@@ -72,6 +73,7 @@ def queue_routes(engine: Engine, settings: Settings) -> Blueprint:
         ("POST", "/<queue>/resume", desk.resume),
         ("POST", "/<queue>/purge", desk.purge),
         ("POST", "/<queue>/redrive", desk.redrive),
+        ("POST", "/<queue>/cancel", desk.cancel_many),
         ("GET", "/<queue>/jobs", desk.search),
         ("GET", "/<queue>/jobs/<id_>", desk.read_job),
         ("DELETE", "/<queue>/jobs/<id_>", desk.forget),
@@ -162,6 +164,12 @@ class Desk:
         refuse_query(asked())
         body = decode(REDRIVE, body_of(asked()))
         return await bulk(self.engine, queue, BulkVerb.REDRIVE, body, per_second=body.per_second)
+
+    async def cancel_many(self, queue: str) -> Reply:
+        """Call off all jobs that match and have not ended."""
+        refuse_query(asked())
+        body = decode(CANCEL, body_of(asked()))
+        return await bulk(self.engine, queue, BulkVerb.CANCEL, body)
 
     async def search(self, queue: str) -> Reply:
         """A page of the jobs that match."""

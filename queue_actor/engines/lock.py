@@ -11,6 +11,7 @@ import trio
 from queue_actor.commands import Command, Dequeue, R, ReadJob
 from queue_actor.engine import Clock, EngineStatistics, Request, may_wait
 from queue_actor.errors import Busy, Draining, NotDurable, OutcomeUnknown, QueueError
+from queue_actor.events import EventLog
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import Now
 from queue_actor.meters import EngineMeters
@@ -31,6 +32,7 @@ class LockEngine:
         self.ready = trio.Event()
         self.ready.set()
         self.instance, self.durability = store.instance, store.durability
+        self.events = EventLog(settings, store.instance)
         self._settings = settings
         self._machine = machine
         self._store = store
@@ -99,6 +101,7 @@ class LockEngine:
             else:
                 parked.answer(its_reply)
         tell_transitions(changes.jobs)
+        self.events.note(changes, now)
         self._slow.note(1, len(changes.jobs), began, applied, committed)
         self._sweeper.notice(machine.next_due_seconds(self._clock()))  # it counts from now
         return reply
@@ -127,6 +130,7 @@ class LockEngine:
     def drain(self) -> None:
         """Answer those who wait for a job, and refuse those who come for one."""
         self._draining = True
+        self.events.close()
         for request in self._waiters.dismiss():
             if request.decided:
                 self._in_hand.append((request, request.unserved))

@@ -70,6 +70,7 @@ PROMISED: dict[str, tuple[int, str, str | None]] = {
     "not_implemented": (501, "never", None),
     "busy": (503, "later", "1"),
     "too_many_waiters": (503, "later", "1"),
+    "too_many_readers": (503, "later", "10"),
     "too_many_connections": (503, "later", "1"),
     "draining": (503, "later", "5"),
     "outcome_unknown": (503, "repeat", "1"),
@@ -83,7 +84,9 @@ CONTENT_TYPES = {
     "application/openmetrics-text",
     "text/html",
     "text/css",
+    "text/javascript",
     "application/x-ndjson",
+    "text/event-stream",
 }
 
 Headers = Iterable[tuple[str, str | bytes]]

@@ -23,7 +23,9 @@ from queue_actor.tokens import Tokens
 def whole_state(engine: Engine) -> object:
     """A deep copy of whatever the engine's state machine remembers, and how many requests are parked."""
     machine = machine_of(engine)
-    remembered = {name: value for name, value in vars(machine).items() if name != "disk_room_bytes"}  # told, not kept
+    # The first is told, and the others tell of what there is, for who looks.
+    beside = {"disk_room_bytes", "_trends", "_surveyor"}
+    remembered = {name: value for name, value in vars(machine).items() if name not in beside}
     return frozen(remembered), engine.statistics()
 
 

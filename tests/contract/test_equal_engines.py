@@ -28,6 +28,7 @@ from queue_actor.commands import (
     DequeueOrder,
     Enqueue,
     Enqueued,
+    Explain,
     Extend,
     ExtendClaim,
     Fail,
@@ -45,6 +46,7 @@ from queue_actor.commands import (
     ReadJob,
     ReadPosition,
     ReadQueue,
+    ReadTrends,
     Redrive,
     Release,
     ReleaseClaim,
@@ -52,6 +54,7 @@ from queue_actor.commands import (
     RunNow,
     Search,
     SetPolicy,
+    Survey,
     Sweep,
     TakeBack,
 )
@@ -261,6 +264,9 @@ OF_QUEUES = st.one_of(
 READS = st.one_of(
     st.builds(ReadJob, QUEUES, IDS, st.sampled_from([0.0, 0.5, 5.0])),
     st.builds(ReadPosition, QUEUES, IDS),
+    st.builds(Explain, QUEUES, IDS),
+    st.builds(ReadTrends, st.just(["a", "b"])),
+    st.builds(Survey, st.sampled_from([None, ["a"], ["b", "a", "unheard of"]])),
     st.builds(ReadQueue, QUEUES),
     st.builds(ListQueues, st.sampled_from(["", "a"]), st.sampled_from(["", "a"]), st.integers(1, 3)),
     st.builds(Measure, st.sampled_from([None, ["a"], ["b", "a", "unheard of"]])),

@@ -66,12 +66,20 @@ async def test_statistics_tell_how_the_server_fares(server: Server, settings: Se
     await enqueue(server)
     figures = await get(server, "/v1/statistics")
     store = figures.pop("store")
+    work, lag = figures.pop("engine"), figures.pop("loop_lag_seconds")
     assert figures == {
         "instance": server.engine.instance,
         "durability": "full" if settings.data else "memory",
+        "a_crash_loses": "nothing" if settings.data else "all jobs",
         "inbox_requests": 0,
         "waiters": 0,
+        "readers": 0,
+        "connections": 1,
+        "limits": {"inbox_requests": 1000, "waiters": 1000, "readers": 200, "connections": 2000},
     }
+    assert work["batches"] >= 1
+    assert work["batch_requests"]["p50"] > 0
+    assert lag == {"p50": 0, "p99": 0}  # nobody measures it here
     if not settings.data:
         assert store is None
         return

@@ -131,7 +131,9 @@ def untried(server: Server) -> set[tuple[str, str]]:
     patterns = {
         path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in sorted(paths, key=lambda path: "{" in path)
     }
-    done = {(line["method"], line["path"]) for line in server.events("request") if line["status"] in {200, 204, 304}}
+    done = {
+        (line["method"], line["path"]) for line in server.events("request") if line["status"] in {200, 204, 304, 307}
+    }
     succeeded = {
         (method, next((path for path, pattern in patterns.items() if pattern.fullmatch(sent)), None))
         for method, sent in done

@@ -646,6 +646,7 @@ class Model:
     def bulk(self, command: c.Bulk) -> Facts:
         queue = self.existing(command.queue)
         able = {"redrive": ("dead", "cancelled"), "purge": (*WAITING, *FINISHED), "release": ("in_progress",)}
+        able["cancel"] = (*WAITING, "in_progress")
         ids = [job["id"] for job in queue["jobs"]]
         first = max([command.after_id + 1, min(ids, default=queue["next_id"])])
         last = queue["next_id"] - 1 if command.until_id is None else min(queue["next_id"] - 1, command.until_id)
@@ -665,6 +666,8 @@ class Model:
                         self.redrive(job, None if rate is None else spread + done / rate)
                     elif command.verb == "purge":
                         self.forget(job)
+                    elif command.verb == "cancel":
+                        self.cancel(job)
                     else:
                         self.take_back(job)
                     done += 1

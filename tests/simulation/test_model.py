@@ -942,7 +942,10 @@ def copy_of(machine: StateMachine) -> list[tuple[str, Any]]:
 
 
 HELD_BESIDE = frozenset(
-    {"_settings", "_tokens", "_ledger", "_retention", "_queues", "_verbs", "queues", "_changes", "_readied"}
+    {
+        *("_settings", "_tokens", "_ledger", "_retention", "_trends", "_surveyor"),
+        *("_queues", "_verbs", "queues", "_changes", "_readied"),
+    }
 )
 FACTS_OF_QUEUE = attrgetter(*(slot for slot in Queue.__slots__ if slot not in {"ready", "meters"}))
 FACTS_OF_METER = attrgetter(*Meter.__slots__)

@@ -51,6 +51,7 @@ async def test_no_route_takes_a_method_unasked(engine: Engine, settings: Setting
     assert not [rule for rule in rules if "OPTIONS" in (rule.methods or ())]
     assert [rule.rule for rule in rules if "HEAD" not in (rule.methods or ()) and "GET" in (rule.methods or ())] == [
         "/jobs/dequeue",
+        "/v1/events",
         "/v1/backup",
     ]
 
