@@ -12,7 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 from queue_actor.commands import Command, R, Sweep, Swept
 from queue_actor.engine import Backup, EngineStatistics
 from queue_actor.errors import Draining, OutcomeUnknown, QueueFull, Unavailable
+from queue_actor.events import EventLog
 from queue_actor.figures import EngineFigures
+from queue_actor.settings import Settings
 from queue_actor.sweeper import PAUSE_SECONDS_MIN, STALL_SECONDS, Sweeper
 from tests.fakes import jump
 from web.logs import facts_of
@@ -33,6 +35,7 @@ class FakeEngine:
         self.failed = trio.Event()
         self.ready = trio.Event()
         self.instance, self.durability = "fake", "memory"
+        self.events = EventLog(Settings(), self.instance)
         self.swept_at: list[float] = []
         self.sweep_seconds = 0.0  # that a sweep takes
         self.due_seconds: float | None = None
