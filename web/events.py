@@ -76,7 +76,7 @@ def event_routes(engine: Engine, settings: Settings) -> Blueprint:
         if engine.events.closed:
             raise Draining("the server is about to end")
         is_wanted = wants(names, wanted.type, wanted.states)
-        after = request.headers.get("Last-Event-ID") or None
+        after = request.headers.get("Last-Event-ID")
         stream = Stream(engine.events, caller, is_wanted, wait=wait, after=after)
         close_after_answer(request, stream.aclose)
         answer = Reply(
