@@ -78,7 +78,7 @@ def event_routes(engine: Engine, settings: Settings) -> Blueprint:
         if engine.events.closed:
             raise Draining("the server is about to end")
         is_wanted = wants(names, wanted.type, wanted.states)
-        after = request.field(b"last-event-id") or None
+        after = request.field(b"last-event-id")
         stream = Stream(engine.events, caller, is_wanted, wait=wait, after=after)
         close_after_answer(request, stream.aclose)
         answer = Reply(

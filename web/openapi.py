@@ -36,7 +36,7 @@ from web.operations import (
 from web.problems import CONTENT_TYPE, PROBLEMS, ProblemDocument
 from web.views import ResultView
 
-JSON, NDJSON = "application/json", "application/x-ndjson"
+JSON, NDJSON, EVENTS = "application/json", "application/x-ndjson", "text/event-stream"
 SCHEMA_REF = "#/components/schemas/{name}"
 
 PATH_KINDS = {
@@ -251,7 +251,8 @@ class Writer:
             case File(content_type="", example=_):
                 content = {}
             case File(content_type, example, otherwise):
-                text: dict[str, Any] = {} if content_type == JSON else {"type": "string"}
+                # Of events, tools hold each to the schema, which is no text then.
+                text: dict[str, Any] = {} if content_type in {JSON, EVENTS} else {"type": "string"}
                 shown = {"schema": text} | ({"example": example} if example else {})
                 content = dict.fromkeys((content_type, *otherwise), shown)
             case dict():

@@ -55,6 +55,7 @@ from queue_actor.commands import (
     Search,
     SetPolicy,
     Survey,
+    Surveyed,
     Sweep,
     TakeBack,
 )
@@ -389,8 +390,11 @@ def plain(answer: Any) -> object:
             return (answer.code, answer.detail, answer.field)
         case Results(jobs) | Enqueued(jobs):
             return [plain(job) for job in jobs]
-        case Measured():
-            return msgspec.structs.replace(answer, memory_bytes=0)  # finished jobs need not be in memory
+        case Measured() | Surveyed():
+            # Finished jobs need not be in memory, and a turn counts batches, not commands.
+            return msgspec.structs.replace(
+                answer, **{name: 0 for name in ("memory_bytes", "turn") if hasattr(answer, name)}
+            )
         case JobsFound(jobs, next_after):
             return list(jobs), next_after
         case Dequeued(leases, repeated):

@@ -670,7 +670,7 @@ async def test_every_other_method_is_405_with_the_methods_of_the_path_and_does_n
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
+        "/ui/",
         "//",
         "//jobs/dequeue",
         "//jobs/1",
