@@ -23,8 +23,8 @@ from queue_actor.tokens import Tokens
 def whole_state(engine: Engine) -> object:
     """A deep copy of whatever the engine's state machine remembers, and how many requests are parked."""
     machine = machine_of(engine)
-    # The first is told, and the others tell of what there is, for who looks.
-    beside = {"disk_room_bytes", "_trends", "_surveyor"}
+    # The first is told, the second paces the sweeps, and the others tell of what there is, for who looks.
+    beside = {"disk_room_bytes", "_swept_revision", "_trends", "_surveyor"}
     remembered = {name: value for name, value in vars(machine).items() if name not in beside}
     return frozen(remembered), engine.statistics()
 

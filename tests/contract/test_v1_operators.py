@@ -5,6 +5,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.settings import Settings
+from queue_actor.state_machine import BULK_JOBS_MAX
 from tests.contract.conftest import Serve
 from tests.contract.stack import Server, build
 from tests.contract.v1 import Asked, Q, ask, dequeue, enqueue, get, held, lease, post, refused, state
@@ -536,7 +537,7 @@ async def test_a_verb_that_is_broken_off_leaves_what_was_done_in_the_audit_log(
     assert asked.answer is not None
     assert asked.answer.problem == (503, "outcome_unknown", None)
     (line,) = [line for line in server.log if line["event"] == "audit"]
-    assert (line["verb"], line["count"]) == ("purge", 1_000)
+    assert (line["verb"], line["count"]) == ("purge", BULK_JOBS_MAX)
 
 
 async def test_a_purge_names_the_states_that_it_forgets(server: Server) -> None:
