@@ -19,6 +19,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from queue_actor.client_answers import (
+    Access,
     Attempt,
     Chunk,
     Consumer,
@@ -29,12 +30,16 @@ from queue_actor.client_answers import (
     Lease,
     LineRefused,
     Matched,
+    Overview,
     Page,
     Queue,
+    QueueBrief,
+    QueueTrend,
     Results,
     Settled,
     Statistics,
     StoreStatistics,
+    Why,
 )
 from queue_actor.client_async import AsyncClient
 from queue_actor.client_bodies import (
@@ -72,6 +77,7 @@ from queue_actor.client_sync import Client
 from queue_actor.jobs import DeathReason, JobError, JobState, OnExisting, Outcome, QueuePolicy, Retry, UniqueUntil
 
 __all__ = [
+    "Access",
     "AccessRefused",
     "AsyncClient",
     "Attempt",
@@ -108,10 +114,13 @@ __all__ = [
     "Order",
     "Outcome",
     "OutcomeUnknown",
+    "Overview",
     "Page",
     "Policy",
     "Queue",
+    "QueueBrief",
     "QueuePolicy",
+    "QueueTrend",
     "Refused",
     "ReleaseClaim",
     "Results",
@@ -125,4 +134,5 @@ __all__ = [
     "UnknownJob",
     "UnknownQueue",
     "Unreachable",
+    "Why",
 ]

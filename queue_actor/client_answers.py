@@ -283,3 +283,64 @@ class Statistics(msgspec.Struct, frozen=True):
     inbox_requests: int
     waiters: int
     store: StoreStatistics | None
+
+
+Trend = dict[str, tuple[float | None, ...]]
+"""What happened in each of the last sixty minutes, the oldest first, by what it was; None: nothing to take it from."""
+
+
+class QueueBrief(msgspec.Struct, frozen=True):
+    """A queue at a glance; the fields are described in web/README.md."""
+
+    name: str
+    paused: bool
+    counts: dict[str, int]
+    per_minute: dict[str, float]
+    oldest_age_seconds: float | None
+    waiters: int
+    asked_seconds: float
+    wait_seconds_p50: float | None
+    run_seconds_p50: float | None
+    trend: Trend
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """All queues together, and a page of them."""
+
+    at: datetime
+    queues_count: int
+    paused_count: int
+    counts: dict[str, int]
+    per_minute: dict[str, float]
+    queues: tuple[QueueBrief, ...]
+    next_cursor: str | None
+
+
+class QueueTrend(msgspec.Struct, frozen=True):
+    """A queue minute by minute, from a moment on."""
+
+    queue: str
+    since: datetime
+    trend: Trend
+
+
+class Why(msgspec.Struct, frozen=True):
+    """Why a job is not running now: as a code, and as a sentence.
+
+    Attributes:
+        ahead: Jobs of its queue that come before it, if it is queued.
+        seconds: Until that changes by itself, if it does.
+    """
+
+    why: str
+    text: str
+    ahead: int | None
+    seconds: float | None
+
+
+class Access(msgspec.Struct, frozen=True):
+    """What the caller may do. Without a name the server is open to everybody."""
+
+    name: str | None
+    scopes: tuple[str, ...]
+    queues: tuple[str, ...]

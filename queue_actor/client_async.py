@@ -10,16 +10,20 @@ import httpx
 
 from queue_actor import client_requests as requests
 from queue_actor.client_answers import (
+    Access,
     Chunk,
     Enqueued,
     Extended,
     Job,
     Matched,
+    Overview,
     Page,
     Queue,
+    QueueTrend,
     Results,
     Settled,
     Statistics,
+    Why,
 )
 from queue_actor.client_bodies import (
     ConcludeClaim,
@@ -279,6 +283,29 @@ class AsyncClient(Connections):
         """A queue in figures; one that does not exist reads as empty."""
         return await self.send(requests.read_queue(queue))
 
+    async def overview(
+        self,
+        *,
+        prefix: str | None = None,
+        order: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Overview:
+        """All queues at a glance, and a page of them: `busiest` first, or `waiting`, `failing`, `oldest`, by `name`."""
+        return await self.send(requests.overview(prefix, order, limit, cursor))
+
+    async def trend(self, queue: str) -> QueueTrend:
+        """What happened in a queue in each of the last sixty minutes."""
+        return await self.send(requests.trend(queue))
+
+    async def why(self, queue: str, id: int) -> Why:  # noqa: A002 - as it is called
+        """Why a job is not running now."""
+        return await self.send(requests.why(queue, id))
+
+    async def access(self) -> Access:
+        """What this client may do."""
+        return await self.send(requests.access())
+
     async def statistics(self) -> Statistics:
         """Figures of the server, of this moment."""
         return await self.send(requests.statistics())
@@ -338,6 +365,12 @@ class AsyncClient(Connections):
         return await self.send(
             requests.matching("redrive", queue, where, state=state, per_second=per_second, dry_run=dry_run)
         )
+
+    async def cancel_matching(
+        self, queue: str, *, state: str | Sequence[str] | None = None, dry_run: bool = False, **where: Unpack[Filter]
+    ) -> Matched:
+        """Call off all jobs that match and have not ended."""
+        return await self.send(requests.matching("cancel", queue, where, state=state, dry_run=dry_run))
 
     async def purge(
         self, queue: str, *, state: str | Sequence[str], dry_run: bool = False, **where: Unpack[Filter]

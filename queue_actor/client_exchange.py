@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from queue_actor.client_answers import (
+    Access,
     Chunk,
     Dequeued,
     Enqueued,
@@ -22,11 +23,14 @@ from queue_actor.client_answers import (
     Lease,
     LineRefused,
     Matched,
+    Overview,
     Page,
     Queue,
+    QueueTrend,
     Results,
     Settled,
     Statistics,
+    Why,
 )
 from queue_actor.client_errors import NotUnderstood, Refused, refusal
 from queue_actor.jobs import JobState
@@ -175,6 +179,10 @@ job = msgspec.json.Decoder(Job).decode
 queue = msgspec.json.Decoder(Queue).decode
 matched = msgspec.json.Decoder(Matched).decode
 statistics = msgspec.json.Decoder(Statistics).decode
+overview = msgspec.json.Decoder(Overview).decode
+trend = msgspec.json.Decoder(QueueTrend).decode
+why = msgspec.json.Decoder(Why).decode
+access = msgspec.json.Decoder(Access).decode
 
 
 def leases(body: bytes) -> tuple[Job, ...]:

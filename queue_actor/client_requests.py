@@ -13,15 +13,19 @@ import msgspec
 
 from queue_actor import client_exchange as exchange
 from queue_actor.client_answers import (
+    Access,
     Enqueued,
     Extended,
     Job,
     Matched,
+    Overview,
     Page,
     Queue,
+    QueueTrend,
     Results,
     Settled,
     Statistics,
+    Why,
 )
 from queue_actor.client_bodies import Claim, Dequeue, ExtendClaim, Filter, NewJob, Order, Policy, Search
 from queue_actor.client_exchange import Request
@@ -245,6 +249,27 @@ def statistics() -> Request[Statistics]:
     return Request(method="GET", path="/v1/statistics", repeatable=True, reader=exchange.statistics)
 
 
+def overview(prefix: str | None, order: str | None, limit: int | None, cursor: str | None) -> Request[Overview]:
+    """All queues at a glance."""
+    path = _with_query("/v1/overview", {"prefix": prefix, "order": order, "limit": limit, "cursor": cursor})
+    return Request(method="GET", path=path, repeatable=True, reader=exchange.overview)
+
+
+def trend(queue: str) -> Request[QueueTrend]:
+    """A queue minute by minute."""
+    return Request(method="GET", path=_queue(queue, "trend"), repeatable=True, reader=exchange.trend)
+
+
+def why(queue: str, id_: int) -> Request[Why]:
+    """Why a job is not running now."""
+    return Request(method="GET", path=_job(queue, id_, "why"), repeatable=True, reader=exchange.why)
+
+
+def access() -> Request[Access]:
+    """What the caller may do."""
+    return Request(method="GET", path="/v1/access", repeatable=True, reader=exchange.access)
+
+
 def backup() -> Request[None]:
     """The file that holds everything; its answer is read while it comes."""
     return Request(method="GET", path="/v1/backup", repeatable=True, wait_seconds=BACKUP_SECONDS, reader=_nothing)
@@ -290,6 +315,6 @@ def forget(queue: str, id_: int) -> Request[Settled]:
 
 
 def matching(verb: str, queue: str, where: Filter, **facts: Any) -> Request[Matched]:
-    """purge, redrive or release of all jobs that match."""
+    """purge, redrive, cancel or release of all jobs that match."""
     given = {name: value for name, value in {**where, **facts}.items() if value is not None}
     return Request(method="POST", path=_queue(queue, verb), body=encode(given), reader=exchange.matched)

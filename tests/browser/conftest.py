@@ -51,9 +51,9 @@ def what_is_missing() -> str | None:
     return None if find_spec("playwright") else "there is no playwright (pip: playwright)"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """The browser, one for all tests."""
+    """The browser, one for all tests of a module. While it is there, nobody else in this thread can use asyncio."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -485,6 +485,24 @@ async def test_the_server_tells_its_figures(client: AsyncClient, queue: str) -> 
             pass
 
 
+@scenario
+async def test_queues_and_jobs_are_looked_at(client: AsyncClient, queue: str) -> None:
+    job = await client.enqueue(queue, "t", delay_seconds=60)
+    seen = await client.overview(prefix=queue, order="name", limit=1)
+    while not seen.queues:  # all who look within half a second see the same
+        seen = await client.overview(prefix=queue, order="name", limit=1)
+    assert [(each.name, each.counts["scheduled"]) for each in seen.queues] == [(queue, 1)]
+    assert len((await client.trend(queue)).trend["enqueue"]) == len(seen.queues[0].trend["enqueue"])
+    why = await client.why(queue, job.id)
+    assert why.why == "scheduled"
+    assert why.seconds is not None
+    assert why.seconds > 0
+    assert (await client.access()).name is None
+    assert (await client.cancel_matching(queue, dry_run=True)).count == 1
+    assert (await client.cancel_matching(queue)).count == 1
+    assert (await client.read_job(queue, job.id)).state is JobState.CANCELLED
+
+
 # --- operate
 
 
