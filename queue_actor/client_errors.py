@@ -154,7 +154,7 @@ CODES: dict[str, Kind] = {
     **_kinds(Conflict, "never", queue_not_empty=409, not_durable=409),
     **_kinds(UniqueKeyTaken, "never", unique_key_taken=409),
     **_kinds(Busy, "later", empty=404, rate_limited=429, queue_full=429, memory_full=429, too_many_queues=429),
-    **_kinds(Busy, "later", in_progress_limit=429, disk_full=507, busy=503, too_many_waiters=503),
+    **_kinds(Busy, "later", in_progress_limit=429, disk_full=507, busy=503, too_many_waiters=503, too_many_readers=503),
     **_kinds(Busy, "later", too_many_connections=503, backup_running=503, starting=503, draining=503),
     **_kinds(OutcomeUnknown, "repeat", request_timeout=408, internal=500, outcome_unknown=503),
 }

@@ -53,6 +53,9 @@ VOLATILE = {"ops.monitor", "ops.statistics", "ops.backup"}
 """Their answers tell of real time and memory, so how long they are is none of the simulation's doing: they are read in
 one piece, and do not count for the trace."""
 
+EVENT_IDS = re.compile(rb"(?m)^id: .*$")
+"""They name a ring, which is another with each start, and no chance of the simulation's."""
+
 
 class Outcome(NamedTuple):
     """What a client knows of a request."""
@@ -631,7 +634,7 @@ class Client:
             assert not self._world.is_clients(told), f"{name} was given the answer to {told}"
         wire.used = True
         wire.closing = answer.headers.get("connection") == "close"
-        body = b"" if ask.endpoint in VOLATILE else answer.body
+        body = b"" if ask.endpoint in VOLATILE else EVENT_IDS.sub(b"", answer.body)
         self._world.trace.note(f"{name} {ask.endpoint} {answer.status} {self._world.now():.6f}", body)
         code = answer.json["code"] if answer.status >= 400 and answer.body else ""
         self._world.answered[f"{answer.status} {code}".strip()] += 1

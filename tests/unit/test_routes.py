@@ -66,6 +66,7 @@ def examples() -> list[tuple[str, str]]:
         (method, "/".join("images-1" if "<" in part else part for part in rule.rule.split("/")))
         for rule in MAP.iter_rules()
         for method in sorted(rule.methods or ())
+        if rule.rule != "/"  # it leads to the dashboard, and is asked for once
     ]
 
 

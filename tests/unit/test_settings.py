@@ -40,6 +40,8 @@ WHOLE: dict[str, tuple[int, int, int]] = {
     "queued_jobs_max": (1_000_000, 1, 100_000_000),
     "memory_bytes_max": (GIB, KIB, 1024 * GIB),
     "waiters_max": (1_000, 0, 100_000),
+    "events_kept": (10_000, 1, 1_000_000),
+    "readers_max": (200, 0, 10_000),
     "inbox_requests_max": (1_000, 1, 100_000),
     "batch_requests_max": (1_000, 1, 100_000),
     "connections_max": (2_000, 1, 100_000),
