@@ -175,7 +175,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.slice:
         # In this process alone.
         subjects.SETTINGS = replace(subjects.SETTINGS, sweep_slice=arguments.slice)
-        state_machine.BULK_JOBS_MAX = arguments.slice
+        state_machine.BULK_JOBS_MAX = state_machine.SWEEP_JOBS_MIN = arguments.slice
     repetitions = 1 if arguments.smoke else 2 if arguments.quick else 3
     jobs = arguments.jobs or (2_000 if arguments.smoke else 100_000 if arguments.quick else 1_000_000)
     slots = (10_000,) if arguments.smoke else (1_000_000, 10_000_000)
