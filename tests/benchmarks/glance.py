@@ -96,11 +96,11 @@ def main() -> None:
         cpu = cpu_seconds(pid)
         first, size = look(port)
         first_cpu = cpu_seconds(pid) - cpu
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)  # the next look is of a server that has nothing else to do
         look(port)
         cpu = cpu_seconds(pid)
         for _ in range(LOOKS):
-            time.sleep(LOOKS_EACH_SECONDS)
+            time.sleep(LOOKS_EACH_SECONDS)  # as a dashboard does
             look(port)
         next_cpu = (cpu_seconds(pid) - cpu) / LOOKS
         for _ in range(rounds):

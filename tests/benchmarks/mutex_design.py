@@ -69,7 +69,7 @@ def purge() -> Response:
 def sweep() -> None:
     """Searches for stale jobs, again and again."""
     while True:
-        time.sleep(SWEEP_SECONDS)
+        time.sleep(SWEEP_SECONDS)  # the timer of the design that is measured
         with lock:
             jobs.sweep(seconds())
             bulk.sweep(seconds() + bulk_shift_seconds)

@@ -117,7 +117,7 @@ def running(peer: Peer, folder: str, *, seconds: float = START_SECONDS) -> Itera
                 except OSError:
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError(f"{peer.name} did not start: {' '.join(command)}") from None
-                    time.sleep(0.05)
+                    time.sleep(0.05)  # before it is tried again whether the peer listens
             yield process.pid, port
         finally:
             process.terminate()

@@ -123,7 +123,7 @@ def server(design: Design, jobs: int) -> Iterator[tuple[int, int] | None]:
 def felt(port: int, design: Design, seconds: float, work: Callable[[], object]) -> Stall:
     """Let clients ask by a schedule, begin the work, and see what they wait from then on."""
     load = loader().submit(drive_open, port, design.script, CONNECTIONS, LEAD_SECONDS + seconds, PER_SECOND)
-    time.sleep(LEAD_SECONDS)
+    time.sleep(LEAD_SECONDS)  # the clients are under way by then
     work()
     done = load.result()
     if done.refused:

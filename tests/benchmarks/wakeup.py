@@ -68,7 +68,7 @@ def measure(port: int, queue: str, count: int) -> Wakeup:
     path, body = f"/v1/queues/{queue}/enqueue", b'{"jobs":[{"type":"resize","payload":{"width":1280}}]}'
     plain, answered, sent = [], [], []
     for number in range(count):
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)  # the worker waits again by then
         # Another queue, where nobody waits: an enqueue like the other, and nothing else.
         before = time.perf_counter()
         producer.ask("/v1/queues/elsewhere/enqueue", body)

@@ -284,8 +284,8 @@ def test_what_was_answered_before_the_store_failed_in_the_storm_was_stored(setti
             assert trio.current_time() <= 0.05 * (1 + seed) + STORMY.sweep_seconds + FAREWELL_SECONDS + 0.1
         assert engine.statistics() == IDLE
         check_what_was_told(crowd, store)
-        # Whose commit it was that failed may have been the timer's alone.
-        assert crowd.refused["outcome_unknown"] + crowd.refused["draining"] > 0
+        # Whether somebody's outcome is unknown is left open: the commit that failed may have been the timer's alone.
+        assert crowd.refused["draining"] > 0
 
     in_seeded_virtual_time(seed, main)
 
