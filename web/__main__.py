@@ -74,7 +74,11 @@ async def serve_queue(settings: Settings, listener: socket.socket, parts: Parts)
             config = make_config(settings)
             address = address_of(listener, "https" if certificate else "http")
             config.bind = [f"fd://{listener.detach()}"]
-            async with trio.open_nursery() as nursery, trio.open_nursery() as telling:
+            async with (
+                app.answered.together(),
+                trio.open_nursery() as nursery,
+                trio.open_nursery() as telling,
+            ):
                 end = partial(_end, app, engine, telling.cancel_scope, parts.supervisor)
                 await nursery.start(partial(serve, app, config, shutdown_trigger=end))
                 telling.start_soon(app.metrics.watch_loop)

@@ -19,7 +19,7 @@ from werkzeug.routing import MapAdapter
 from queue_actor.engine import Engine
 from queue_actor.errors import QueueError
 from queue_actor.settings import Settings
-from queue_actor.slow import Throttle
+from web.answered import Answered, AnsweredRequests, target_of
 from web.auth import Access, admit
 from web.binding import is_loopback
 from web.callers import caller_of
@@ -38,14 +38,12 @@ from web.replies import Facts, Reply
 from web.requests import Request
 from web.routes import Context, RouteTable
 from web.simple import simple_routes
-from web.traceparent import traceparent_of
 from web.tracing import Tracing
 
 logger = logging.getLogger("web")
 
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]*)?\Z")  # RFC 9110, section 7.2
-_TARGET_CHARACTERS_MAX = 200  # of a path that are logged
 
 SAME_ORIGIN = frozenset({"same-origin", "none"})
 """Values of Sec-Fetch-Site that a page of another origin cannot have (W3C Fetch Metadata).
@@ -74,6 +72,7 @@ class App(QuartTrio):
         self.access = access
         self.draining = False
         self.metrics = metrics or Metrics(engine, settings, Connections(settings))
+        self.answered = AnsweredRequests(settings, self.metrics.requests, tells_who=access is not None)
         self.instance = engine.instance
         self._every_answer = {"Queue-Instance": self.instance, "X-Content-Type-Options": "nosniff"}
         self._fields_of_every_answer = [
@@ -81,7 +80,6 @@ class App(QuartTrio):
         ]
         self._life = secrets.token_hex(8)  # in the names of requests that bring none
         self._request_numbers = count(1)
-        self._slow_requests = Throttle()
         # A path means what it says: no redirects, no methods beyond those of the routes.
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
@@ -143,7 +141,7 @@ class App(QuartTrio):
             response = _answer(_routing_problem(error))
         except Exception:
             # A handler holds no state, so its bug is this request's alone. The queue's own bugs end the process.
-            facts = {"request_id": request_id, "method": request.method, "path": _target(request)}
+            facts = {"request_id": request_id, "method": request.method, "path": target_of(request)}
             logger.exception("handler_failed", extra={"facts": facts})
             response = _answer(Problem("internal", "the server failed to answer this request; its log says why"))
         except BaseException:
@@ -198,33 +196,9 @@ class App(QuartTrio):
     def _log(
         self, request: Request, request_id: str, started: float, response: Reply | None = None, *, facts: Facts
     ) -> None:
-        """Count a request, and write its one line, and another one if it was slow."""
-        seconds, waited = time.perf_counter() - started, request.waited
-        lasted = response is not None and response.lasts
-        status = None if response is None else response.status_code
-        self.metrics.requests.note(request, status, None if lasted else seconds, facts.get("code"))
-        slow = seconds - waited > self.settings.slow_request_seconds and not lasted
-        if not slow and not logger.isEnabledFor(logging.INFO):
-            return
-        traceparent = traceparent_of(request.scope["headers"]) if b"traceparent" in request.fields else None
-        line: dict[str, Any] = {"request_id": request_id}
-        if traceparent is not None:
-            line["trace_id"] = traceparent.trace_id
-        line["client"] = request.remote_addr
-        if self.access is not None:
-            line["who"] = caller_of(request).name
-        line["method"] = request.method
-        line["path"] = _target(request)
-        line["status"] = status
-        line["milliseconds"] = round(seconds * 1000, 2)
-        if waited and not lasted:
-            line["waited_milliseconds"] = round(waited * 1000, 2)
-        if response is not None and isinstance(response.body, bytes):
-            line["bytes"] = len(response.body)
-        line.update(facts)
-        logger.info("request", extra={"facts": line})
-        if slow and (held_back := self._slow_requests.held_back(started + seconds)) is not None:
-            logger.warning("slow_request", extra={"facts": {**line, "held_back": held_back}})
+        """Have a request counted, and its line written."""
+        ended = time.perf_counter()
+        self.answered.note(Answered(time.time(), ended, ended - started, request, request_id, response, facts))
 
 
 def _answer(problem: Problem) -> Reply:
@@ -235,12 +209,6 @@ def _answer(problem: Problem) -> Reply:
         content_type=None,
         facts={"code": problem.code},
     )
-
-
-def _target(request: Request) -> str:
-    """The path as it was sent, percent-encoded, without the query."""
-    raw: bytes = request.scope["raw_path"]
-    return raw[:_TARGET_CHARACTERS_MAX].decode("ascii", "backslashreplace")
 
 
 def _routing_problem(error: HTTPException) -> Problem:

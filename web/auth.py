@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import trio
-from hypercorn.typing import HTTPScope, WebsocketScope
 from msgspec.structs import replace
 
 from queue_actor.access import AccessError, Grant, Keyring, Scope, Secret, is_well_formed
@@ -115,6 +114,7 @@ class TokenHolder(Caller):
         self.secret = secret
         self._access = access
         self._grant = grant
+        self._is_rated = grant.is_rated
 
     def may(self, scope: Scope, queue: str) -> bool:
         """See `Caller.may`."""
@@ -132,21 +132,17 @@ class TokenHolder(Caller):
         Raises:
             Problem: `forbidden`.
         """
-        match rule.where:
-            case "default":
-                wanted = DEFAULT_QUEUE
-            case "every":
-                wanted = "*"
-            case "path":
-                assert queue is not None  # noqa: S101 - for the type checker: the path of these routes has one
-                wanted = queue
-            case _:
-                if not any(self._grant.has(scope) for scope in rule.scopes):
-                    raise forbidden(rule.scopes, "any queue")
+        if rule.where in ("any", "body"):
+            if not any(self._grant.has(scope) for scope in rule.scopes):
+                raise forbidden(rule.scopes, "any queue")
+            return
+        wanted = DEFAULT_QUEUE if rule.where == "default" else "*" if rule.where == "every" else queue
+        assert wanted is not None  # noqa: S101 - for the type checker: the path of the other routes has one
+        for scope in rule.scopes:
+            if self._grant.allows(scope, wanted):
                 return
-        if not any(self.may(scope, wanted) for scope in rule.scopes):
-            where = "all queues, *" if wanted == "*" else f"queue {wanted[:NAME_CHARACTERS_MAX]}"
-            raise forbidden(rule.scopes, where)
+        where = "all queues, *" if wanted == "*" else f"queue {wanted[:NAME_CHARACTERS_MAX]}"
+        raise forbidden(rule.scopes, where)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -173,7 +169,7 @@ class TokenHolder(Caller):
         return {unit: rates.bucket(self.name, unit, most, now) for unit, most in limits if most is not None}
 
     def _admit(self, unit: Unit, count: int) -> None:
-        if not self._grant.is_rated:
+        if not self._is_rated:
             return
         now = self._access.clock().monotonic
         bucket = self._buckets(now).get(unit)
@@ -202,7 +198,7 @@ class TokenHolder(Caller):
 
     def charge_jobs(self, count: int) -> None:
         """See `Caller.charge_jobs`."""
-        if not self._grant.is_rated:
+        if not self._is_rated:
             return
         now = self._access.clock().monotonic
         bucket = self._buckets(now).get("jobs")
@@ -225,7 +221,7 @@ class TokenHolder(Caller):
 
     def rate_fields(self) -> dict[str, str]:
         """See `Caller.rate_fields`."""
-        if not self._grant.is_rated:
+        if not self._is_rated:
             return {}
         now = self._access.clock().monotonic
         buckets = self._buckets(now)
@@ -262,23 +258,28 @@ class Access:
         self._path = path
         self._signature = signature_of(path)  # before it is read, so that what comes between is noticed later
         self._keys = Keyring(read_file(path))
+        self._holders: dict[str, TokenHolder] = {}  # of the tokens in the file that were shown
 
     def knows(self, caller: TokenHolder) -> bool:
         """Whether the token of a caller is still valid."""
         return self._keys.find(caller.token, self.clock().wall) is not None
 
-    def caller(self, scope: HTTPScope | WebsocketScope) -> TokenHolder:
+    def caller(self, request: Request) -> TokenHolder:
         """Who sent a request.
 
         Raises:
             Problem: `unauthorized`.
         """
-        fields = [value for name, value in scope["headers"] if name == b"authorization"]
-        match = _BEARER.match(fields[0]) if len(fields) == 1 else None
+        field = request.fields.get(b"authorization", b"")
+        match = _BEARER.match(field)
         found = None if match is None else self._keys.find(match[1], self.clock().wall)
-        if match is None or found is None:
-            raise _refusal(fields)
-        return TokenHolder(self, match[1], *found)
+        if match is None or found is None or request.repeats(b"authorization"):
+            raise _refusal([value for name, value in request.scope["headers"] if name == b"authorization"])
+        grant, secret = found
+        holder = self._holders.get(secret.sha256)
+        if holder is None:
+            holder = self._holders[secret.sha256] = TokenHolder(self, match[1], grant, secret)
+        return holder
 
     # --- reading again
 
@@ -286,10 +287,11 @@ class Access:
         """Read the file. One that cannot be used leaves everything as it is."""
         self._signature = signature_of(self._path)
         try:
-            self._keys = Keyring(read_file(self._path))
+            keys = Keyring(read_file(self._path))
         except AccessError as error:
             logger.error("tokens_unusable", extra={"facts": {"reason": str(error)}})  # noqa: TRY400 - it is no bug
             return
+        self._keys, self._holders = keys, {}
         self.rates.keep(self._keys.grants)
         self.tell()
         for scope, caller in self.waiting.items():
@@ -332,7 +334,7 @@ def admit(access: Access | None, request: Request) -> None:
     rule = RULES[request.url_rule.endpoint]
     if rule is PUBLIC:
         return
-    caller = access.caller(request.scope)
+    caller = access.caller(request)
     set_caller(request, caller)
     caller.admit_request()
     caller.check(rule, (request.view_args or {}).get("queue"))

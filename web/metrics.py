@@ -12,7 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import trio
@@ -48,38 +48,45 @@ LAG_SECONDS = 0.1
 """How long the timer sleeps whose lateness is the lag of the event loop."""
 
 
+class RouteMeters(NamedTuple):
+    """What is counted of the requests for one route."""
+
+    statuses: dict[int | None, int]  # None: nobody was answered
+    seconds: Histogram
+
+
 class RequestMeters:
     """Requests and their answers, by the template of their route."""
 
     def __init__(self) -> None:
-        self._requests: dict[tuple[str, str, str], int] = {}
-        self._seconds: dict[tuple[str, str], Histogram] = {}
+        self._routes: dict[tuple[str, str], RouteMeters] = {}  # by method and rule
         self._refusals = dict.fromkeys(PROBLEMS, 0)
-        self._templates: dict[str, str] = {}
 
     def note(self, request: Request, status: int | None, seconds: float | None, code: str | None) -> None:
         """Count a request that took so long (None: it lasted as its client liked); no status: nobody was answered."""
+        rule = request.url_rule
         # Without a route, method and path are whatever the client made up.
-        method, route = "", ""
-        if request.url_rule is not None:
-            rule = request.url_rule.rule
-            method = request.method
-            route = self._templates.get(rule) or self._templates.setdefault(rule, template(rule))
-        key = (method, route, "unanswered" if status is None else str(status))
-        self._requests[key] = self._requests.get(key, 0) + 1
+        key = ("", "") if rule is None else (request.method, rule.rule)
+        route = self._routes.get(key)
+        if route is None:
+            route = self._routes[key] = RouteMeters({}, Histogram(JOB_SECONDS))
+        route.statuses[status] = route.statuses.get(status, 0) + 1
         if seconds is not None:
-            histogram = self._seconds.get((method, route))
-            if histogram is None:
-                histogram = self._seconds[method, route] = Histogram(JOB_SECONDS)
-            histogram.observe(seconds)
-        if code in self._refusals:
+            route.seconds.observe(seconds)
+        if code is not None and code in self._refusals:
             self._refusals[code] += 1
 
     def figures(self, problems: Mapping[str, int]) -> RequestFigures:
         """What was counted so far, and by the connections themselves."""
-        seconds = {key: histogram.figures() for key, histogram in self._seconds.items()}
+        requests, seconds = {}, {}
+        for (method, rule), route in self._routes.items():
+            name = template(rule)
+            for status, count in route.statuses.items():
+                requests[method, name, "unanswered" if status is None else str(status)] = count
+            if any((figures := route.seconds.figures()).counts):
+                seconds[method, name] = figures
         refusals = {code: count + problems.get(code, 0) for code, count in self._refusals.items()}
-        return RequestFigures(dict(self._requests), seconds, refusals)
+        return RequestFigures(requests, seconds, refusals)
 
 
 def template(rule: str) -> str:

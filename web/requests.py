@@ -74,6 +74,11 @@ class Request(TrioRequest):
         value = self.fields.get(name)
         return None if value is None else value.decode("latin1")
 
+    def repeats(self, name: bytes) -> bool:
+        """Whether a header field comes more than once."""
+        headers = list(self.scope["headers"])
+        return len(self.fields) != len(headers) and sum(each == name for each, _ in headers) > 1
+
     @cached_property
     def closings(self) -> list[Callable[[], Awaitable[None]]]:
         """What is to be done when the answer is sent, or cannot be."""

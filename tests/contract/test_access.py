@@ -15,6 +15,7 @@ from tests.contract.stack import Answer, Server, serving
 from tests.contract.tokens import Tokens, bearer, made_token
 from tests.contract.v1 import Asked, ask
 from tests.fakes import FakeClock, FakeStore
+from web.requests import Request
 from web.rereading import LOOK_SECONDS, watch
 
 pytestmark = pytest.mark.virtual_time
@@ -392,8 +393,16 @@ async def test_who_comes_to_wait_with_a_token_that_has_just_been_revoked_does_no
     shown = add(server, tokens, "worker", "consume")
     access = server.app.access
     assert access is not None
-    scope: Any = {"headers": [(b"authorization", shown["Authorization"].encode())]}
-    caller = access.caller(scope)
+    scope: Any = {
+        "type": "http",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/",
+        "query_string": b"",
+        "http_version": "1.1",
+        "headers": [(b"authorization", shown["Authorization"].encode())],
+    }
+    caller = access.caller(Request(scope))
     tokens.revoke("worker")
     read_again(server)
 

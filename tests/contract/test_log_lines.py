@@ -192,7 +192,7 @@ def add(server: Server, handler: Any) -> None:
 @pytest.fixture
 def virtual_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The durations in the log are those of the virtual clock."""
-    monkeypatch.setattr("web.app.time", SimpleNamespace(perf_counter=trio.current_time))
+    monkeypatch.setattr("web.app.time", SimpleNamespace(perf_counter=trio.current_time, time=lambda: 0.0))
     monkeypatch.setattr("web.exchanges.perf_counter", trio.current_time)
 
 
