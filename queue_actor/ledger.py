@@ -457,17 +457,23 @@ class Ledger:
             self.recent.update(((queue.name, job.id), None) for job in jobs)
         return now.wall + seconds
 
-    def unfinish(self, queue: Queue, jobs: Sequence[Job]) -> None:
+    def unfinish(self, queue: Queue, job: Job) -> None:
+        """Take a finished job that goes on out of what counts its retention."""
+        self._keep_no_longer(queue, [job])
+        if self.recent is not None:
+            self._redriven.add((queue.name, job.id))
+
+    def _keep_no_longer(self, queue: Queue, jobs: Sequence[Job]) -> None:
         """Take finished jobs out of what counts their retention."""
+        name = queue.name
         dead = [job.id for job in jobs if job.state is DEAD]
         if dead:
-            self.dead.clear_all(queue.name, dead)
+            self.dead.clear_all(name, dead)
         if len(dead) < len(jobs):
-            self.kept.clear_all(queue.name, [job.id for job in jobs if job.state is not DEAD])
+            self.kept.clear_all(name, [job.id for job in jobs if job.state is not DEAD])
         if self.recent is not None:
             for job in jobs:
-                del self.recent[queue.name, job.id]
-                self._redriven.add((queue.name, job.id))
+                del self.recent[name, job.id]
 
     def expire(self, queue: Queue, job: Job, now: Now) -> None:
         """Give up a waiting job whose ttl has ended."""
@@ -485,7 +491,7 @@ class Ledger:
             if job.state in WAITING:
                 self.withdraw(queue, job)
                 self.free_unique_key(queue, job)
-        self.unfinish(queue, [job for job in jobs if job.state not in WAITING])
+        self._keep_no_longer(queue, [job for job in jobs if job.state not in WAITING])
         if self._redriven:
             self._redriven.difference_update((queue.name, job.id) for job in jobs)
         queue.forget([job.id for job in jobs])
@@ -501,17 +507,18 @@ class Ledger:
         queue.departures = self._revision
         queue.totals["forget"] += len(jobs)
 
-    def leave_to_store(self, queue: Queue, job: Job) -> None:
-        """Keep a finished job no longer in memory. It still counts: the store has it."""
-        key = (queue.name, job.id)
-        if key in self._redriven:
-            # Somebody may just have read how it ended before, which must not be taken for how it has ended now.
+    def leave_to_store(self, queue: Queue, jobs: Sequence[Job]) -> None:
+        """Keep finished jobs no longer in memory. They still count: the store has them."""
+        ids = [job.id for job in jobs]
+        redriven = self._redriven.intersection([(queue.name, id_) for id_ in ids]) if self._redriven else None
+        if redriven:
+            # Somebody may just have read how one ended before, which must not be taken for how it has ended now.
             queue.departures = self._revision
             self.touch(queue)
-        self.unfinish(queue, [job])
-        self._redriven.discard(key)
-        queue.forget([job.id])
-        self.kept_bytes -= kept_bytes_of(job)
+            self._redriven -= redriven
+        self._keep_no_longer(queue, jobs)
+        queue.forget(ids)
+        self.kept_bytes -= sum(map(kept_bytes_of, jobs))
 
     def recall(self, queue: Queue, job: Job, now: Now) -> None:
         """Take a finished job that only the store had back into memory."""

@@ -7,8 +7,9 @@ counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from math import inf
+from operator import itemgetter
 
 import msgspec
 
@@ -66,9 +67,9 @@ class Retention:
         assert recent is not None  # noqa: S101 - for the type checker: there is a store
         count = max(0, min(limit, len(recent) - self._settings.recent_jobs))
         # All at once: what a dictionary has lost at its front is passed over anew by each that asks for the first.
-        for name, id_ in list(islice(recent, count)):
+        for name, keys in groupby(list(islice(recent, count)), itemgetter(0)):
             queue = self._ledger.queues[name]
-            self._ledger.leave_to_store(queue, queue.jobs[id_])
+            self._ledger.leave_to_store(queue, [queue.jobs[id_] for _, id_ in keys])
         return count
 
     def recall(self, jobs: Sequence[Job], departures: Mapping[str, int], now: Now) -> None:

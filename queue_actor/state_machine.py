@@ -650,7 +650,7 @@ class StateMachine:
         queries.check_waiting(queue, self._ledger.counts, 1, self._settings)
         if key is not None:
             queue.unique[key] = job.id
-        self._ledger.unfinish(queue, [job])
+        self._ledger.unfinish(queue, job)
         facts = {
             "fails": 0,
             "stales": 0,
