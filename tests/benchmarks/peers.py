@@ -112,10 +112,15 @@ ALL = (
 
 def free_port() -> int:
     """A port that nobody listens on, nor on the next one."""
-    with socket.socket() as first:
-        first.bind(("127.0.0.1", 0))
-        port: int = first.getsockname()[1]
-    return port
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 @contextmanager

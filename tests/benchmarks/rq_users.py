@@ -12,18 +12,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from threading import Event, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import rq  # type: ignore[import-not-found] # it is installed for this alone, by scripts/peers.sh
 from redis import Redis  # type: ignore[import-not-found]
 
 from tests.benchmarks.load import cpu_seconds
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 QUEUE = "images"
 WORKERS = 16
@@ -76,10 +77,10 @@ class Users(ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, port: int, workers: Sequence[BaseProcess]) -> None:
+    def __init__(self, port: int) -> None:
         self.queue = rq.Queue(QUEUE, connection=Redis(port=port))
-        self.workers = workers
-        super().__init__(("127.0.0.1", port + 1), User)
+        self.workers: list[BaseProcess] = []
+        super().__init__(("127.0.0.1", port + 1), User, bind_and_activate=False)
 
 
 class User(StreamRequestHandler):
@@ -117,17 +118,19 @@ def serve(port: int, kind: str) -> None:
     """Serves."""
     ended, told = os.pipe()
     fork = get_context("fork")  # before there are threads
-    workers = [fork.Process(target=work, args=(port, kind, told)) for _ in range(WORKERS)]
-    for worker in workers:
-        worker.start()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    try:
+    with Users(port) as server:
+        server.server_bind()  # before a worker's connection to Redis may get this port for its own end
+        server.workers += [fork.Process(target=work, args=(port, kind, told)) for _ in range(WORKERS)]
+        for worker in server.workers:
+            worker.start()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         Thread(target=hear, args=(ended,), daemon=True).start()
-        with Users(port, workers) as server:
+        try:
+            server.server_activate()
             server.serve_forever()
-    finally:
-        for worker in workers:
-            worker.terminate()
+        finally:
+            for worker in server.workers:
+                worker.terminate()
 
 
 if __name__ == "__main__":
