@@ -96,7 +96,7 @@ ALL = (
     Peer("queue-actor, `/v1`, next with conclude", OursNext, _ours),
     Peer("queue-actor, classic routes", OursSimple, _ours, (1,)),
     Peer("a list and `threading.Lock`, Flask", Mutex, mutex_command, (1,), hint="scripts/peers.sh"),
-    Peer("RQ, SimpleWorker", Rq, _redis, users=_rq("SimpleWorker"), jobs_max=1_600, hint=RQ_HINT),
+    Peer("RQ, SimpleWorker", Rq, _redis, users=_rq("SimpleWorker"), jobs_max=400, hint=RQ_HINT),
     Peer("RQ, Worker", Rq, _redis, (1, 10), users=_rq("Worker"), hint=RQ_HINT),
     Peer("beanstalkd", Beanstalk, _beanstalkd, hint="Debian's package beanstalkd"),
     Peer("Redis, reliable list", Redis, _redis, hint="Debian's package redis-server"),
