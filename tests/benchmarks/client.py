@@ -179,16 +179,16 @@ def report(measures: dict[Row, list[Measure]]) -> None:
 def main() -> None:
     """Measures on a server of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--callers", type=int, nargs="+", default=[CALLERS, 1], help="how many call at the same time")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, and nobody who calls alone")
+    parser.add_argument("--callers", type=int, nargs="+", help="how many call at the same time")
     parser.add_argument("--shells", nargs="+", choices=SHELLS, default=SHELLS)
     parser.add_argument("--verbs", nargs="+", choices=VERBS, default=VERBS)
     parser.add_argument("--json", type=Path, help="where to write every round")
     arguments = parser.parse_args()
-    rounds, seconds = (3, 1.0) if arguments.quick else (5, 3.0)
+    rounds, seconds, usual = (3, 1.0, [CALLERS]) if arguments.quick else (5, 3.0, [CALLERS, 1])
     rows = tuple(
         Row(shell, verb, callers, coalesce)
-        for callers in arguments.callers
+        for callers in arguments.callers or usual
         for verb in arguments.verbs
         for shell in arguments.shells
         for coalesce in (False, True)

@@ -214,6 +214,26 @@ class Redis:
             _expect(wire.line(), b":1")
 
 
+class Rq:
+    """A program that uses RQ, asked for batches: `rq_users.py`."""
+
+    def __init__(self, port: int) -> None:
+        self._wire = Wire(port + 1)
+        self.close = self._wire.close
+
+    def live(self, size: int) -> None:
+        """See `Connection`."""
+        self._wire.send(b"%d %b\r\n" % (size, PAYLOAD))
+        self._wire.line()
+
+    def cpu_seconds(self) -> tuple[float, float]:
+        """Seconds of CPU so far of RQ's workers, and of the program that enqueues."""
+        self._wire.send(b"cpu\r\n")
+        workers, producers = self._wire.line().split()
+        self.close()
+        return float(workers), float(producers)
+
+
 class Bunqueue:
     """Its TCP protocol, which its own clients speak: frames of MessagePack, with its commands for batches."""
 

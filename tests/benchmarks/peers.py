@@ -3,6 +3,9 @@
 A whole job is enqueued, handed out, and concluded. Batches are what the peer has for them: routes and commands of its
 own, or many commands sent at once, before their answers are read ("pipelined"). A peer that is not installed is skipped
 with a line; `scripts/peers.sh` installs what needs no root.
+
+RQ is a library: its server is Redis, and much of what other servers do is done in the processes of its users. So there
+is a table of what these spend beside the server.
 """
 
 import os
@@ -19,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from tests.benchmarks.load import STOP_SECONDS, cpu_seconds, loader, rotated
-from tests.benchmarks.peer_clients import Beanstalk, Bunqueue, Connection, Mutex, Ours, OursNext, OursSimple, Redis
+from tests.benchmarks.peer_clients import Beanstalk, Bunqueue, Connection, Mutex, Ours, OursNext, OursSimple, Redis, Rq
 from tests.benchmarks.results import Results, parser, plain, quantile, show, spread
 
 PEERS = Path(".cache/peers")
@@ -29,16 +32,23 @@ SIZES = (1, 10, 100, 1_000)
 CLIENTS = 16
 START_SECONDS = 20.0
 
+RQ_HINT = "Debian's package redis-server, and scripts/peers.sh"
+
 # --- servers
 
 
 class Peer(NamedTuple):
-    """A queue, and how it is started. A command that needs what is not there is None."""
+    """A queue, and how it is started. A command that needs what is not there is None.
+
+    `users` is a program that listens on the next port for the benchmark, where the queue has no protocol of its own.
+    """
 
     name: str
     connection: Callable[[int], Connection]
     command: Callable[[int, str], Sequence[str] | None]
     sizes: Sequence[int] = SIZES
+    users: Callable[[int, str], Sequence[str] | None] | None = None
+    jobs_max: int = 10**9  # that all clients enqueue at once: with large batches there are fewer, or a round is long
     environment: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
     hint: str = ""
 
@@ -66,6 +76,15 @@ def _bunqueue(port: int, folder: str) -> Sequence[str] | None:
     return [str(program), str(modules / ".bin" / "bunqueue"), "start", *address, "--data-path", f"{folder}/queue.db"]
 
 
+def _rq(worker: str) -> Callable[[int, str], Sequence[str] | None]:
+    def command(port: int, _folder: str) -> Sequence[str] | None:
+        program = PEERS / "venv" / "bin" / "python"
+        installed = program.exists() and any(PEERS.glob("venv/lib/*/site-packages/rq"))
+        return [str(program), "-m", "tests.benchmarks.rq_users", str(port), worker] if installed else None
+
+    return command
+
+
 def mutex_command(port: int, _folder: str, jobs: int = 0) -> Sequence[str] | None:
     """The mutex design, with so many jobs of its own."""
     program = PEERS / "venv" / "bin" / "python"
@@ -77,6 +96,8 @@ ALL = (
     Peer("queue-actor, `/v1`, next with conclude", OursNext, _ours),
     Peer("queue-actor, classic routes", OursSimple, _ours, (1,)),
     Peer("a list and `threading.Lock`, Flask", Mutex, mutex_command, (1,), hint="scripts/peers.sh"),
+    Peer("RQ, SimpleWorker", Rq, _redis, users=_rq("SimpleWorker"), jobs_max=400, hint=RQ_HINT),
+    Peer("RQ, Worker", Rq, _redis, (1, 10), users=_rq("Worker"), hint=RQ_HINT),
     Peer("beanstalkd", Beanstalk, _beanstalkd, hint="Debian's package beanstalkd"),
     Peer("Redis, reliable list", Redis, _redis, hint="Debian's package redis-server"),
     Peer(
@@ -91,10 +112,15 @@ ALL = (
 
 def free_port() -> int:
     """A port that nobody listens on, nor on the next one."""
-    with socket.socket() as first:
-        first.bind(("127.0.0.1", 0))
-        port: int = first.getsockname()[1]
-    return port
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 @contextmanager
@@ -102,9 +128,20 @@ def running(peer: Peer, folder: str, *, seconds: float = START_SECONDS) -> Itera
     """Process id and port of a peer that answers connections; None: it is not installed."""
     port = free_port()
     command = peer.command(port, folder)
-    if command is None:
+    users = peer.users(port, folder) if peer.users else ()
+    if command is None or users is None:
         yield None
         return
+    with ExitStack() as stack:
+        pid = stack.enter_context(_process(peer, command, port, seconds))
+        if users:
+            stack.enter_context(_process(peer, users, port + 1, seconds))
+        yield pid, port
+
+
+@contextmanager
+def _process(peer: Peer, command: Sequence[str], port: int, seconds: float) -> Iterator[int]:
+    """Process id of a program that answers connections."""
     with subprocess.Popen(
         command, env=os.environ | peer.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -118,7 +155,7 @@ def running(peer: Peer, folder: str, *, seconds: float = START_SECONDS) -> Itera
                     if process.poll() is not None or time.monotonic() > deadline:
                         raise RuntimeError(f"{peer.name} did not start: {' '.join(command)}") from None
                     time.sleep(0.05)  # before it is tried again whether the peer listens
-            yield process.pid, port
+            yield process.pid
         finally:
             process.terminate()
             try:
@@ -137,6 +174,8 @@ class Figures(NamedTuple):
     jobs_per_second: float
     p50_ms: float  # of a client who takes a batch of jobs through their lives
     p99_ms: float
+    workers_us: float | None = None  # of a job in other processes of the peer than its server
+    producers_us: float | None = None
 
 
 def drive(name: str, port: int, size: int, seconds: float) -> tuple[float, list[float]]:
@@ -152,10 +191,11 @@ def drive(name: str, port: int, size: int, seconds: float) -> tuple[float, list[
             took.append(at - then)
         return took
 
-    connections = [peer.connection(port) for _ in range(CLIENTS)]
+    clients = max(1, min(CLIENTS, peer.jobs_max // size))
+    connections = [peer.connection(port) for _ in range(clients)]
     began = time.perf_counter()
     deadline = began + seconds
-    with ThreadPoolExecutor(CLIENTS) as pool:
+    with ThreadPoolExecutor(clients) as pool:
         batches = [batch for took in pool.map(one, connections) for batch in took]
     elapsed = time.perf_counter() - began
     for connection in connections:
@@ -166,11 +206,17 @@ def drive(name: str, port: int, size: int, seconds: float) -> tuple[float, list[
 def measure(peer: Peer, pid: int, port: int, size: int, seconds: float) -> Figures:
     """Loads a peer from another process, and compares its CPU before and after."""
     pool = loader()
-    before = cpu_seconds(pid)
+    before = _spent(peer, pid, port)
     elapsed, batches = pool.submit(drive, peer.name, port, size, seconds).result()
+    spent = [after - earlier for after, earlier in zip(_spent(peer, pid, port), before, strict=True)]
     jobs, ordered = len(batches) * size, sorted(batches)
-    cpu_us = (cpu_seconds(pid) - before) / jobs * 1e6
-    return Figures(cpu_us, jobs / elapsed, quantile(ordered, 0.5) * 1e3, quantile(ordered, 0.99) * 1e3)
+    cpu_us, *users_us = (cpu / jobs * 1e6 for cpu in spent)
+    return Figures(cpu_us, jobs / elapsed, quantile(ordered, 0.5) * 1e3, quantile(ordered, 0.99) * 1e3, *users_us)
+
+
+def _spent(peer: Peer, pid: int, port: int) -> tuple[float, ...]:
+    """Seconds of CPU so far of the server; and of the workers and producers, where they are the peer's own."""
+    return (cpu_seconds(pid), *(Rq(port).cpu_seconds() if peer.users else ()))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -225,8 +271,17 @@ def tell(results: Results, measures: dict[str, dict[int, list[Figures]]], sizes:
     table(
         "latencies",
         waits,
-        lambda seen: " / ".join(show(spread(column).median) for column in list(zip(*seen, strict=True))[2:]),
+        lambda seen: " / ".join(show(spread(column).median) for column in list(zip(*seen, strict=True))[2:4]),
     )
+    users = [
+        [name, whose, *(spread(getattr(one, key) for one in of[size]) if size in of else "" for size in sizes)]
+        for name, of in measures.items()
+        if any(peer.name == name and peer.users for peer in ALL)
+        for whose, key in (("workers", "workers_us"), ("producers", "producers_us"))
+    ]
+    if users:
+        beside = "CPU of the peer's own processes beside its server for a job's whole life, in microseconds"
+        results.table("users", ["jobs a request:", "whose:", *head[1:]], users, about=f"{beside}; {about}")
     results.rounds("peers", {name: {str(size): seen for size, seen in by.items()} for name, by in measures.items()})
     with results.plot("peers", what, "jobs a request", "microseconds") as axes:
         for name in ordered:
