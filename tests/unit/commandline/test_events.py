@@ -6,14 +6,13 @@ from typing import Any
 from tests.unit.commandline.conftest import Command, FakeServer
 
 EVENTS = "GET /v1/events"
-STREAM = {"Content-Type": "text/event-stream"}
+STREAM: dict[str, Any] = {"Content-Type": "text/event-stream"}
 
 
 def stream(*events: tuple[str, Any]) -> bytes:
     told = [("open", {"resumed": False}), *events]
-    return b"".join(
-        f"id: i.e.{n}\nevent: {name}\ndata: {json.dumps(data)}\n\n".encode() for n, (name, data) in enumerate(told)
-    )
+    lines = [f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in told]
+    return "".join(f"id: i.e.{place}\n{line}" for place, line in enumerate(lines)).encode()
 
 
 def step(**facts: Any) -> tuple[str, Any]:
