@@ -14,8 +14,8 @@ that survives restarts. Workers do what the ones to copy in tests/process/worker
 waits, the clock jumps to whatever is due next, so hours of leases and pauses take milliseconds. All is decided by the
 seed, the order in which tasks run included, so a seed that fails will fail again.
 
-What a handler does must be Trio's and nothing else: a thread, a socket or a real clock would be waited for while the
-virtual clock runs on. Put fakes in their place.
+What a handler does must be Trio's, or anyio's, and nothing else: a thread, a socket or a real clock would be waited for
+while the virtual clock runs on. Put fakes in their place.
 
 `work` takes the `App` of a worker, too, whose handlers run as they are (testing_apps.py).
 """

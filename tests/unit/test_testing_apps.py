@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 import trio
@@ -252,3 +253,20 @@ def test_all_trouble_comes_and_every_job_ends(seed: int) -> None:
 
     jobs = simulate(scenario, seed=seed, faults=Faults(answers_lost=0.1, crashes=0.2, stalls=0.2, restarts=0.05))
     assert [(job.state, job.result) for job in jobs] == [(JobState.CONCLUDED, b"%d" % number) for number in range(4)]
+
+
+def test_a_handler_may_be_written_with_anyio() -> None:
+    app = App()
+
+    @app.job("nap")
+    async def nap(seconds: float) -> float:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep, seconds)
+        return anyio.current_time()
+
+    async def scenario(queue: SimulatedQueue) -> bytes | None:
+        await queue.enqueue("nap", 3_600)
+        await queue.work(app)
+        return (await queue.job(1)).result
+
+    assert float(simulate(scenario) or 0) == pytest.approx(3_600, abs=1)
