@@ -163,9 +163,11 @@ def test_over_a_restart_of_a_durable_server_nothing_is_left_out(
                 before = client.instance
                 async with anyio.create_task_group() as tasks:
                     got: list[tuple[int, str]] = []
+                    heard = anyio.Event()
 
                     async def listen() -> None:
                         got.extend(await next_jobs(events, 2))
+                        heard.set()
 
                     tasks.start_soon(listen)
                     first.send_signal(number)
