@@ -34,7 +34,7 @@ class Events:
 
     It ends with its block or by `close`, which any thread may call, also while another one waits for an event; and with
     the client. Otherwise it goes on for ever, over cuts and restarts of the server, which it repeats for as long as the
-    client repeats anything. What cannot be told because of them is a `Gap`.
+    client repeats anything. What cannot be told because of them is a `Gap`. It takes one of the client's connections.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class AsyncEvents:
 
     It ends with its block or by `aclose`, which any task may call, also while another one waits for an event; and with
     the client. Otherwise it goes on for ever, over cuts and restarts of the server, which it repeats for as long as the
-    client repeats anything. What cannot be told because of them is a `Gap`.
+    client repeats anything. What cannot be told because of them is a `Gap`. It takes one of the client's connections.
     """
 
     def __init__(
