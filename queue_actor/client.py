@@ -73,6 +73,8 @@ from queue_actor.client_errors import (
     UnknownQueue,
     Unreachable,
 )
+from queue_actor.client_events import Event, Gap, JobEvent, Opened, QueuesEvent
+from queue_actor.client_followers import AsyncEvents, Events
 from queue_actor.client_sync import Client
 from queue_actor.jobs import DeathReason, JobError, JobState, OnExisting, Outcome, QueuePolicy, Retry, UniqueUntil
 
@@ -80,6 +82,7 @@ __all__ = [
     "Access",
     "AccessRefused",
     "AsyncClient",
+    "AsyncEvents",
     "Attempt",
     "Busy",
     "Chunk",
@@ -94,13 +97,17 @@ __all__ = [
     "Dequeue",
     "Dequeued",
     "Enqueued",
+    "Event",
+    "Events",
     "ExtendClaim",
     "Extended",
     "FailClaim",
     "Filter",
+    "Gap",
     "Invalid",
     "Job",
     "JobError",
+    "JobEvent",
     "JobFields",
     "JobState",
     "Lease",
@@ -111,6 +118,7 @@ __all__ = [
     "NewJob",
     "NotUnderstood",
     "OnExisting",
+    "Opened",
     "Order",
     "Outcome",
     "OutcomeUnknown",
@@ -121,6 +129,7 @@ __all__ = [
     "QueueBrief",
     "QueuePolicy",
     "QueueTrend",
+    "QueuesEvent",
     "Refused",
     "ReleaseClaim",
     "Results",

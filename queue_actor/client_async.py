@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, TypeVar, Unpack
 
 import anyio
-import httpx
 
 from queue_actor import client_requests as requests
 from queue_actor.client_answers import (
@@ -41,6 +40,8 @@ from queue_actor.client_bodies import (
     claim_of_failure,
 )
 from queue_actor.client_errors import Invalid
+from queue_actor.client_events import Shape, follow
+from queue_actor.client_followers import AsyncEvents
 from queue_actor.client_repeats import Waits
 from queue_actor.client_streams import Stream
 from queue_actor.client_tasks import Connections, each
@@ -62,49 +63,6 @@ class AsyncClient(Connections):
         instance: The `Queue-Instance` that was seen last. When it changes, ids that you knew are gone.
         durability: What the last enqueue's answer is worth: `memory`, `normal` or `full`; empty before the first.
     """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        token: str | None = None,
-        *,
-        ca_file: str | None = None,
-        certificate: tuple[str, str] | None = None,
-        timeout_seconds: float = 10.0,
-        repeat_seconds: float = 30.0,
-        connections_max: int = 100,
-        coalesce: bool = True,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            url: Where the server is: `http://…`, `https://…`, or `unix:/path` of a socket. None: QUEUE_ACTOR_URL, and
-                without that http://127.0.0.1:8080.
-            token: The access token. None: QUEUE_ACTOR_TOKEN, and without that none is shown.
-            ca_file: Certificates in PEM, one of which has to have signed the server's. None: those of the system.
-            certificate: Files of the client's own certificate and of its key, where the server wants one.
-            timeout_seconds: How long to wait for a connection, or for more of an answer, beyond what was asked to wait.
-            repeat_seconds: How long to go on repeating after the first failure; 0: never.
-            connections_max: Connections open at once; further calls wait for one.
-            coalesce: Whether `enqueue` and `conclude` that are called at the same time share requests.
-            transport: What to send by, in place of a network.
-
-        Raises:
-            ValueError: The address is none.
-            OSError: A file of certificates cannot be read.
-        """
-        super().__init__(
-            url,
-            token,
-            ca_file=ca_file,
-            certificate=certificate,
-            timeout_seconds=timeout_seconds,
-            repeat_seconds=repeat_seconds,
-            connections_max=connections_max,
-            coalesce=coalesce,
-            transport=transport,
-        )
 
     # --- enqueue and dequeue
 
@@ -301,6 +259,38 @@ class AsyncClient(Connections):
     async def why(self, queue: str, id: int) -> Why:  # noqa: A002 - as it is called
         """Why a job is not running now."""
         return await self.send(requests.why(queue, id))
+
+    def follow(
+        self,
+        queue: str | None = None,
+        *,
+        type: str | None = None,  # noqa: A002 - as it is called everywhere
+        state: str | Sequence[str] | None = None,
+        shape: Shape = "jobs",
+        wait_seconds: float | None = None,
+        after: str | None = None,
+    ) -> AsyncEvents:
+        """What becomes of jobs, as it happens: `Opened` first, then a `JobEvent` for each step of each of them.
+
+        Args:
+            queue: Of this queue, or of all that begin so (`tenant:*`). None: of all that may be read.
+            type: Of jobs of this type.
+            state: Only what leads to one of these states.
+            shape: `queues`: no more than which queues have moved, as a `QueuesEvent`.
+            wait_seconds: End after so long, when what there is has been told. None: go on.
+            after: Go on behind the event that is named so: `last_id` of what an earlier call has returned.
+        """
+        return self._follow(
+            follow(
+                queue=queue,
+                type_=type,
+                state=state,
+                shape=shape,
+                after=after,
+                wait_seconds=wait_seconds,
+                repeat_seconds=self._repeat_seconds,
+            )
+        )
 
     async def access(self) -> Access:
         """What this client may do."""

@@ -275,6 +275,24 @@ def backup() -> Request[None]:
     return Request(method="GET", path="/v1/backup", repeatable=True, wait_seconds=BACKUP_SECONDS, reader=_nothing)
 
 
+def events(
+    query: Mapping[str, Any], *, after: str | None, wait_seconds: float | None, silent_seconds: float
+) -> Request[None]:
+    """What becomes of jobs, behind an event if one is named; its answer is read while it comes.
+
+    It has no end, unless it is to wait for so long only, and is silent for `silent_seconds` at most.
+    """
+    wait = None if wait_seconds is None else f"{wait_seconds:.3f}"
+    return Request(
+        method="GET",
+        path=_with_query("/v1/events", {**query, "wait_seconds": wait}),
+        headers={} if after is None else {"Last-Event-ID": after},
+        repeatable=True,
+        wait_seconds=silent_seconds,
+        reader=_nothing,
+    )
+
+
 def text(path: str) -> Request[str]:
     """Whatever a path answers with as a text, such as `/metrics`."""
     return Request(method="GET", path=path, repeatable=True, reader=bytes.decode)

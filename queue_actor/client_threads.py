@@ -13,7 +13,9 @@ import httpx
 from queue_actor import client_requests as requests
 from queue_actor.client_answers import Chunk, Results
 from queue_actor.client_errors import ClientError
+from queue_actor.client_events import Follow
 from queue_actor.client_exchange import OK, Request, read
+from queue_actor.client_followers import Events
 from queue_actor.client_http import FAILURES, answer_of, endpoint, failure, timeout, transport_options
 from queue_actor.client_pool import ThreadsPool
 from queue_actor.client_repeats import Repeats
@@ -81,21 +83,39 @@ class Turns(Generic[T]):
 
 
 class Connections:
-    """How the client sends: all but its verbs, whose arguments are described there."""
+    """How the client sends: all but its verbs."""
 
     def __init__(
         self,
-        url: str | None,
-        token: str | None,
+        url: str | None = None,
+        token: str | None = None,
         *,
-        ca_file: str | None,
-        certificate: tuple[str, str] | None,
-        timeout_seconds: float,
-        repeat_seconds: float,
-        connections_max: int,
-        coalesce: bool,
-        transport: httpx.BaseTransport | None,
+        ca_file: str | None = None,
+        certificate: tuple[str, str] | None = None,
+        timeout_seconds: float = 10.0,
+        repeat_seconds: float = 30.0,
+        connections_max: int = 100,
+        coalesce: bool = True,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: Where the server is: `http://…`, `https://…`, or `unix:/path` of a socket. None: QUEUE_ACTOR_URL, and
+                without that http://127.0.0.1:8080.
+            token: The access token. None: QUEUE_ACTOR_TOKEN, and without that none is shown.
+            ca_file: Certificates in PEM, one of which has to have signed the server's. None: those of the system.
+            certificate: Files of the client's own certificate and of its key, where the server wants one.
+            timeout_seconds: How long to wait for a connection, or for more of an answer, beyond what was asked to wait.
+            repeat_seconds: How long to go on repeating after the first failure; 0: never.
+            connections_max: Connections open at once; further calls wait for one.
+            coalesce: Whether `enqueue` and `conclude` that are called at the same time share requests.
+            transport: What to send by, in place of a network.
+
+        Raises:
+            ValueError: The address is none.
+            OSError: A file of certificates cannot be read.
+        """
         place = endpoint(url, token)
         make = partial(httpx.HTTPTransport, **transport_options(place, ca_file, certificate))
         self._base = place.base
@@ -107,6 +127,7 @@ class Connections:
         self._coalesce = coalesce
         self._lanes: dict[tuple[str, str], Turns[Any]] = {}
         self._guard = Lock()
+        self._followers: set[Events] = set()
         self.instance = ""
         self.durability = ""
 
@@ -119,7 +140,9 @@ class Connections:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, also those of whoever follows events."""
+        for follower in list(self._followers):
+            follower.close()
         self._http.close()
 
     def send(self, request: Request[T]) -> T:
@@ -154,6 +177,9 @@ class Connections:
                 yield response
         except FAILURES as error:
             raise failure(request, error) from error
+
+    def _follow(self, follow: Follow) -> Events:
+        return Events(follow, self._answer, self._followers)
 
     def _turns(self, verb: str, queue: str, make: Callable[[Sequence[bytes]], Request[Results[T]]]) -> Turns[T]:
         with self._guard:

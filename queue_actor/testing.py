@@ -14,49 +14,48 @@ that survives restarts. Workers do what the ones to copy in tests/process/worker
 waits, the clock jumps to whatever is due next, so hours of leases and pauses take milliseconds. All is decided by the
 seed, the order in which tasks run included, so a seed that fails will fail again.
 
-What a handler does must be Trio's and nothing else: a thread, a socket or a real clock would be waited for while the
-virtual clock runs on. Put fakes in their place.
+What a handler does must be Trio's, or anyio's, and nothing else: a thread, a socket or a real clock would be waited for
+while the virtual clock runs on. Put fakes in their place.
+
+`work` takes the `App` of a worker, too, whose handlers run as they are (testing_apps.py).
 """
 
-import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import outcome
 import trio
 
 from queue_actor.commands import (
-    Claim,
     Command,
     Conclude,
-    ConcludeClaim,
     Dequeue,
     Enqueue,
-    Extend,
-    ExtendClaim,
-    Fail,
-    FailClaim,
     IdempotencyKey,
     JobFilter,
-    Lease,
     NewJob,
     R,
     ReadJob,
     ReadQueue,
-    Release,
-    ReleaseClaim,
     Results,
     Search,
 )
 from queue_actor.errors import QueueError
-from queue_actor.jobs import DEFAULT_QUEUE, FINISHED, NO_OPTIONS, Job, JobError, JobOptions, OnExisting
+from queue_actor.jobs import DEFAULT_QUEUE, FINISHED, NO_OPTIONS, Job, JobOptions, OnExisting
 from queue_actor.settings import Settings
+from queue_actor.testing_jobs import FunctionTask, GiveUp, Handler, MakesTask, RunningJob, Task
 from queue_actor.virtual import Fate, VirtualServer, run_in_virtual_time
+
+if TYPE_CHECKING:
+    from queue_actor.worker import App
+
+__all__ = ["Faults", "GiveUp", "Handler", "RunningJob", "SimulatedQueue", "Unfinished", "simulate"]
 
 T = TypeVar("T")
 
@@ -75,10 +74,6 @@ AWAITS_MEAN: Final = 3.0
 
 class Unfinished(AssertionError):
     """Jobs were left when the time was up: they fail again and again, or somebody waits who is never answered."""
-
-
-class GiveUp(Exception):
-    """Raised by a handler: there is no use in trying again. The job is dead at once."""
 
 
 class Faults(msgspec.Struct, frozen=True):
@@ -107,53 +102,6 @@ class Faults(msgspec.Struct, frozen=True):
 
 
 NO_FAULTS: Final = Faults()
-
-
-class RunningJob:
-    """What a handler is given: a job, as its worker got it.
-
-    Attributes:
-        id: Its number, the same each time.
-        type: Its type.
-        payload: Its payload, decoded; None if there is none.
-        meta: What its producer said beside it.
-        attempt: 1 for the first time it is handed out.
-        fence: Grows with each lease; a store that remembers the highest one it has seen can refuse who comes late.
-        lease_seconds: How long it is leased, counted from now or from the last `extend`.
-    """
-
-    def __init__(self, queue: "SimulatedQueue", lease: Lease) -> None:
-        job = lease.job
-        self.id = job.id
-        self.type = job.type
-        self.payload: Any = None if job.payload is None else json.loads(job.payload)
-        self.meta = job.options.meta or {}
-        self.attempt = job.attempts
-        self.fence = job.fence
-        self.lease_seconds = job.lease_seconds
-        self._queue = queue
-        self._token = lease.token
-
-    def __repr__(self) -> str:
-        return f"<RunningJob {self.id} {self.type} attempt={self.attempt}>"
-
-    def claim(self, kind: Callable[..., Any] = Claim, **more: Any) -> Any:
-        """The proof that the job is in these hands."""
-        return kind(queue=self._queue.name, id=self.id, token=self._token, **more)
-
-    async def extend(self, lease_seconds: float | None = None, progress: Any = None) -> Job:
-        """Start the lease again from now, and tell how far the work is. `cancel_requested` of the answer may be set.
-
-        Raises:
-            LeaseLost: Somebody else has the job, or had it.
-            QueueError: Whatever else `Extend` is refused with.
-        """
-        told = None if progress is None else msgspec.json.encode(progress)
-        return await self._queue.tell(Extend([self.claim(ExtendClaim, lease_seconds=lease_seconds, progress=told)]))
-
-
-Handler = Callable[[RunningJob], Coroutine[Any, Any, Any]]
-"""What it returns is the job's result, which must be JSON; what it raises fails the attempt."""
 
 
 class SimulatedQueue:
@@ -201,16 +149,29 @@ class SimulatedQueue:
         return enqueued.id
 
     async def work(
-        self, handler: Handler, *, workers: int = 1, lease_seconds: float = 30.0, heartbeat: bool = False
+        self,
+        handler: "Handler | App",
+        *,
+        workers: int = 1,
+        lease_seconds: float = 30.0,
+        heartbeat: bool | None = None,
     ) -> None:
         """Have workers carry out the jobs of the queue until all of them have ended.
 
         A worker that died is followed by another at once. With `heartbeat` a worker extends its lease every third of
         it, as long as the handler runs, and cancels the handler when the lease is lost or the job is cancelled.
+
+        Args:
+            handler: A function that is given a `RunningJob`, or the `App` of a worker with all its handlers.
+            workers: How many there are; each does one job at a time.
+            lease_seconds: Of the leases that they ask for.
+            heartbeat: None: for the handlers of an app, as everywhere, and not for a function.
         """
+        task = partial(FunctionTask, handler) if callable(handler) else _tasks_of(handler)
+        beats = not callable(handler) if heartbeat is None else heartbeat
         async with trio.open_nursery() as nursery:
             for number in range(1, workers + 1):
-                nursery.start_soon(self._work, handler, f"worker-{number}", lease_seconds, heartbeat)
+                nursery.start_soon(self._work, task, f"worker-{number}", lease_seconds, beats)
 
     async def job(self, id_: int) -> Job:
         """A job as it stands, with the history of its attempts.
@@ -275,20 +236,21 @@ class SimulatedQueue:
 
     # --- the workers
 
-    async def _work(self, handler: Handler, consumer: str, lease_seconds: float, heartbeat: bool) -> None:
+    async def _work(self, task: MakesTask, consumer: str, lease_seconds: float, heartbeat: bool) -> None:
         dequeue = Dequeue(self.name, consumer=consumer, lease_seconds=lease_seconds, wait_seconds=WAIT_SECONDS)
         while True:
             leases = (await self._ask(dequeue)).leases
             if not leases and not await self._jobs_left():
                 return
             for lease in leases:
-                await self._perform(handler, RunningJob(self, lease), heartbeat)
+                job = RunningJob(self, lease)
+                await self._perform(job, task(job, lease), heartbeat)
 
     async def _jobs_left(self) -> int:
         counts = (await self.execute(ReadQueue(self.name))).counts
         return sum(jobs for state, jobs in counts.items() if state not in FINISHED)
 
-    async def _perform(self, handler: Handler, job: RunningJob, heartbeat: bool) -> None:
+    async def _perform(self, job: RunningJob, task: Task, heartbeat: bool) -> None:
         """Do a job, and tell the server what came of it, unless that is not to be."""
         self.runs[job.id] += 1
         fate = Fate(
@@ -296,38 +258,46 @@ class SimulatedQueue:
             stall_seconds=job.lease_seconds * self._random.uniform(0.5, 2) if self._strikes("stalls") else 0.0,
             awaits=1 + int(self._random.expovariate(1 / AWAITS_MEAN)),
         )
-        command: Command[Results] = Release([job.claim(ReleaseClaim)])  # if the heartbeat ends it
+        command: Command[Results] | None = None
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(task.watch, fate.scope)
             if heartbeat:
-                nursery.start_soon(self._beat, job, fate)
+                nursery.start_soon(self._beat, task, fate)
             with fate.scope:
-                try:
-                    result = await fate.befall(handler(job))
-                    told = None if result is None else msgspec.json.encode(result)
-                    command = Conclude([job.claim(ConcludeClaim, result=told)])
-                except GiveUp as error:
-                    command = Fail([job.claim(FailClaim, error=_told(error), retry=False)])
-                except Exception as error:  # noqa: BLE001 - whatever it is, the job's history is where it belongs
-                    command = Fail([job.claim(FailClaim, error=_told(error))])
+                command = await fate.befall(task.work())
             await fate.strike_late()
             nursery.cancel_scope.cancel()
         if fate.dies:
             return
+        # What was done although it was to stop is done.
+        told = command if isinstance(command, Conclude) else task.stopped or command
+        assert told is not None  # noqa: S101 - for the type checker: it has ended, or was stopped
         with suppress(QueueError):  # it came too late: the job is somebody else's, and the result is dropped
-            await self.tell(command)
+            await self.tell(told)
 
-    async def _beat(self, job: RunningJob, fate: Fate) -> None:
+    async def _beat(self, task: Task, fate: Fate) -> None:
         """Extend the lease until the work is done; end the work when there is no use in it."""
         while True:
-            await trio.sleep(job.lease_seconds / 3)
+            await task.until_beat()
             await trio.sleep_until(fate.stalled_until)  # a process that stands still does not beat either
             try:
-                wanted = not (await job.extend()).cancel_requested
+                cancelled = (await task.beat()).cancel_requested
             except QueueError:
-                wanted = False
-            if not wanted:
-                fate.scope.cancel()
-                return
+                task.stop("lost")
+            else:
+                if not cancelled:
+                    continue
+                task.stop("cancelled")
+            fate.scope.cancel()
+            return
+
+
+def _tasks_of(app: "App") -> MakesTask:
+    """What makes a task of each job; only here is needed what a worker is installed with."""
+    from queue_actor.testing_apps import AppTask
+
+    handlers = app.handlers
+    return lambda job, lease: AppTask(job, lease, handlers)
 
 
 def simulate(
@@ -377,10 +347,6 @@ def simulate(
     except BaseException as error:
         error.add_note(f"seed={seed}, {faults}, and what struck was {dict(struck)}")
         raise
-
-
-def _told(error: Exception) -> JobError:
-    return JobError(type(error).__name__, str(error)[:1_000])
 
 
 async def _what_is_left(queue: SimulatedQueue, seconds: float) -> str:

@@ -110,6 +110,11 @@ class App:
         named = (self.queue if handler.queue is None else handler.queue for handler in self._handlers)
         return list(dict.fromkeys(named))
 
+    @property
+    def handlers(self) -> Handlers:
+        """Its handlers, each with the mode that it runs in."""
+        return self._handlers.settled(self.sync)
+
     def worker(self, server: Server, **given: Unpack[GivenOptions]) -> Worker:
         """A worker of this app, to `run` within a program of your own, on Trio or asyncio.
 
@@ -124,7 +129,7 @@ class App:
         options: dict[str, Any] = {"queues": self.queues, **given}
         if isinstance(options["queues"], str):
             options["queues"] = [options["queues"]]
-        return Worker(server, self._handlers.settled(self.sync), Options(**options))
+        return Worker(server, self.handlers, Options(**options))
 
     async def run_async(
         self,

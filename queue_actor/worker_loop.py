@@ -48,6 +48,11 @@ NO_HANDLER_SECONDS_MAX: Final = 300.0
 """How long a job that nothing here can do is given back for: twice as long each time it is handed out."""
 
 
+def no_handler_seconds(attempt: int) -> float:
+    """How long a job is given back for that nothing here can do, for the n-th time."""
+    return min(NO_HANDLER_SECONDS * 2.0 ** min(attempt - 1, 10), NO_HANDLER_SECONDS_MAX)
+
+
 class Worker:
     """A worker of one server. `run` it once."""
 
@@ -240,7 +245,7 @@ class Worker:
             self._heartbeats.hold(held)
             if handler is None:
                 self._counters.no_handler += 1
-                delay = min(NO_HANDLER_SECONDS * 2.0 ** min(job.attempts - 1, 10), NO_HANDLER_SECONDS_MAX)
+                delay = no_handler_seconds(job.attempts)
                 logger.warning("no_handler", extra={"facts": {**held.facts, "delay_seconds": delay}})
                 self._tell(held, Released(delay))
             elif self._draining.is_set():

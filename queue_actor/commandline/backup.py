@@ -39,7 +39,8 @@ def backup(session: Session, *, file: str, no_check: bool) -> int:
             # A program of its own: what reads the store is no part of the client.
             check = [sys.executable, "-m", "queue_actor.operations", "check", str(part)]
             checked = subprocess.run(check, capture_output=True, text=True, check=False)  # noqa: S603 - our own program
-            session.printer.note(checked.stdout.strip() or checked.stderr.strip())
+            told = checked.stdout.strip() or checked.stderr.strip()
+            session.printer.note(told.replace(str(part), file))
             if checked.returncode != 0:
                 return EXIT_UNSOUND
         part.replace(file)

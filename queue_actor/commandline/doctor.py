@@ -230,20 +230,20 @@ def _queues(session: Session) -> Iterator[Finding]:
         return
     yield Finding("good", f"queues: {count(len(queues))}")
     for what, advice, chosen in (
-        ("paused", "queue-actor resume QUEUE", [queue for queue in queues if queue.paused]),
+        ("paused queues", "queue-actor resume QUEUE", [queue for queue in queues if queue.paused]),
         (
-            "have jobs, and nobody asks for them",
+            "queues with jobs that nobody asks for",
             "start a worker: queue-actor work MODULE:APP",
             [queue for queue in queues if condition(queue).plain == "nobody asks"],
         ),
         (
-            "have dead jobs",
+            "queues with dead jobs",
             "queue-actor jobs -q QUEUE --state dead, then redrive or purge",
             [queue for queue in queues if queue.counts["dead"]],
         ),
     ):
         if chosen:
-            yield Finding("note", f"{_named(chosen)} {what}", advice)
+            yield Finding("note", f"{what}: {_named(chosen)}", advice)
 
 
 def _named(queues: Sequence[Queue]) -> str:

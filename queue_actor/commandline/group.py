@@ -30,6 +30,7 @@ from queue_actor.commandline.backup import backup
 from queue_actor.commandline.bench import bench
 from queue_actor.commandline.doctor import doctor
 from queue_actor.commandline.enqueue import enqueue
+from queue_actor.commandline.events import events
 from queue_actor.commandline.jobs import job, jobs
 from queue_actor.commandline.lines import BadLineError, UnlikeError
 from queue_actor.commandline.operate import cancel, purge, redrive
@@ -94,7 +95,7 @@ for command in (
     *(enqueue, jobs, job, queues),
     *(cancel, redrive, purge, pause, resume),
     *(export, import_, backup),
-    *(top, doctor, bench),
+    *(top, events, doctor, bench),
 ):
     group.add_command(command)
 

@@ -137,7 +137,8 @@ def _totals(snapshot: Snapshot) -> Text:
         f"{count(round(sum(queue.per_minute[verb] for queue in queues)))} {past} a minute"
         for verb, past in (("enqueue", "enqueued"), ("conclude", "concluded"), ("fail", "failed"))
     ]
-    return Text(f"{count(len(queues))} queues: {', '.join(told)}", no_wrap=True, overflow="ellipsis")
+    many = "1 queue" if len(queues) == 1 else f"{count(len(queues))} queues"
+    return Text(f"{many}: {', '.join(told)}", no_wrap=True, overflow="ellipsis")
 
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str | Text]], most: int, none: str) -> RenderableType:

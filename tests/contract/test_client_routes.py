@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 import trio
 
+from queue_actor import client_events
 from queue_actor.client import (
     AsyncClient,
     Claim,
@@ -15,12 +16,18 @@ from queue_actor.client import (
     ConcludeClaim,
     ExtendClaim,
     FailClaim,
+    Gap,
+    JobEvent,
     NewJob,
     Refused,
     ReleaseClaim,
 )
+from queue_actor.commandline.events import GAPS
+from queue_actor.events import Gap as GapTold
+from queue_actor.events import GapReason
 from queue_actor.service import open_engine
 from queue_actor.settings import Settings
+from web import events
 from web.app import App
 
 HELD = Claim(queue="images", id=7, token="secret")  # noqa: S106 - none
@@ -68,14 +75,11 @@ CALLS: list[tuple[str, Callable[[Client], Any]]] = [
     ("overview.overview", lambda c: c.overview()),
     ("overview.trend", lambda c: c.trend("images")),
     ("overview.why", lambda c: c.why("images", 7)),
+    ("events.follow", lambda c: next(c.follow())),
     ("overview.access", lambda c: c.access()),
     ("ops.statistics", lambda c: c.statistics()),
     ("ops.backup", lambda c: c.backup().__enter__()),
 ]
-
-
-STREAM_OF_EVENTS = "events.follow"
-"""It has no end, so it is none of the client's calls: whatever reads server-sent events can follow it."""
 
 
 def apart(client: Client) -> Client:
@@ -110,7 +114,7 @@ async def test_every_route_of_v1_is_asked_by_a_method_of_the_client(adapter: Any
         assert asked.pop() == endpoint
         assert asked == []
     served = {rule.endpoint for rule in adapter.map.iter_rules() if rule.rule.startswith("/v1/")}
-    assert {endpoint for endpoint, _ in CALLS} == served - {STREAM_OF_EVENTS}
+    assert {endpoint for endpoint, _ in CALLS} == served
 
 
 def called() -> Iterator[str]:
@@ -138,3 +142,10 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
         assert name == "backup" or said.replace("threads", "tasks") == also
     made, also_made = (inspect.signature(kind).parameters for kind in (Client, AsyncClient))
     assert [(p.name, p.default) for p in made.values()] == [(p.name, p.default) for p in also_made.values()]
+
+
+def test_events_have_the_fields_that_the_server_tells_and_come_as_often() -> None:
+    assert JobEvent.__struct_encode_fields__ == events.EventView.__struct_encode_fields__
+    assert Gap.__struct_encode_fields__ == GapTold.__struct_encode_fields__
+    assert client_events.HEARTBEAT_SECONDS == events.HEARTBEAT_SECONDS
+    assert set(GAPS) == set(get_args(GapReason))

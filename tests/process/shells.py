@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from queue_actor.client import AsyncClient, Client
+from queue_actor.client import AsyncClient, Client, Event, Events
 from tests.process.server import Server
 
 SCENARIO_SECONDS = 60.0
@@ -41,12 +41,43 @@ class InThreads:
             return lambda *args, **named: awaited(found(*args, **named))
         if name == "backup":
             return self._backup
+        if name == "follow":
+            return lambda *args, **named: FollowedInThreads(found(*args, **named))
         return lambda *args, **named: anyio.to_thread.run_sync(partial(found, *args, **named))
 
     @asynccontextmanager
     async def _backup(self) -> AsyncIterator[AsyncIterator[bytes]]:
         with self._client.backup() as pieces:
             yield awaited(pieces)
+
+
+class FollowedInThreads:
+    """`Events` that are awaited like `AsyncEvents`."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    @property
+    def last_id(self) -> str | None:
+        return self._events.last_id
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await anyio.to_thread.run_sync(next, self._events, None)
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def aclose(self) -> None:
+        await anyio.to_thread.run_sync(self._events.close)
 
 
 async def awaited(items: Iterator[Any]) -> AsyncIterator[Any]:

@@ -269,9 +269,8 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(tmp_path: Path,
                     await ids.reaches(200)
                     payloads = [job.payload async for job in client.jobs(queue, content=True, limit=1000)]
             assert len(set(ids.items)) == 200
-            # A key is remembered for as long as the server lives, so one request may have been done by both.
-            assert {tuple(payload) for payload in payloads} == {(n, m) for n in range(10) for m in range(20)}
-            assert len(payloads) <= 200 + 10
+            # The answers that keys stand for are stored with the jobs, so what both were asked for was done once.
+            assert sorted(payloads) == [[n, m] for n in range(10) for m in range(20)]
 
         through(SHELLS[name], url(first), scenario)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from queue_actor.client import Client
 from tests.process.called import CommandLine
 from tests.process.server import ROOT, Server, running_server
 
@@ -364,3 +365,17 @@ def test_no_job_gives_orders_to_the_terminal(call: CommandLine, queue: str, as_j
     for shown in printed:
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", shown.out + shown.err)
     assert any("u202e" in shown.out for shown in printed)
+
+
+def test_events_go_on_where_an_earlier_call_ended(call: CommandLine, queue: str) -> None:
+    with Client(call.url) as client, client.follow(queue) as events:
+        next(events)
+        for type_ in ("first", "second", "third"):
+            call("enqueue", type_, "-q", queue)
+        next(events)
+        behind_the_first = str(events.last_id)
+    (second,) = call("events", "-q", queue, "--after", behind_the_first, "-n", "1", "--json").lines
+    (third,) = call("events", "-q", queue, "--after", second["place"], "-n", "1").out.splitlines()
+
+    assert (second["type"], second["verb"], second["to"]) == ("second", "enqueue", "queued")
+    assert third.endswith(f"{queue}/3  third  enqueue  queued")

@@ -62,10 +62,10 @@ def test_queues_that_need_somebody_are_named(call: CommandLine) -> None:
     call.post(f"/v1/queues/alone-01/jobs/{job['id']}/fail", {"token": job["lease"]["token"], "retry": False})
     findings = found(call)
 
-    assert "resume" in the(findings, "alone-00 paused")[1]
-    assert "redrive" in the(findings, "alone-01 have dead jobs")[1]
+    assert "resume" in the(findings, "paused queues: alone-00")[1]
+    assert "redrive" in the(findings, "queues with dead jobs: alone-01")[1]
     many = next(what for what in findings if "nobody asks" in what)
-    assert many.startswith("alone-02, alone-03, ")
+    assert many.startswith("queues with jobs that nobody asks for: alone-02, alone-03, ")
     assert "work" in findings[many][1]
 
 

@@ -200,7 +200,7 @@ def test_a_shell_can_complete_commands_and_options(
 ) -> None:
     monkeypatch.setenv("_QUEUE_ACTOR_COMPLETE", "bash_complete")
     for words, completed in (
-        ("queue-actor e", {"plain,enqueue", "plain,export"}),
+        ("queue-actor e", {"plain,enqueue", "plain,events", "plain,export"}),
         ("queue-actor jobs --new", {"plain,--newest"}),
     ):
         monkeypatch.setenv("COMP_WORDS", words)
