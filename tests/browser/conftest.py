@@ -51,6 +51,12 @@ def what_is_missing() -> str | None:
     return None if find_spec("playwright") else "there is no playwright (pip: playwright)"
 
 
+def need_browser() -> None:
+    """Skip the module that calls this where something is missing; one line tells of all of them."""
+    if reason := what_is_missing():
+        pytest.skip(reason, allow_module_level=True)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The browser, one for all tests of a module. While it is there, nobody else in this thread can use asyncio."""

@@ -5,6 +5,7 @@ import { spark } from "./charts.js";
 import { h } from "./dom.js";
 import { badge, count, duration, exact, rate } from "./format.js";
 import { go, links } from "./links.js";
+import { editPolicy, mayAdmin } from "./policy.js";
 
 const ORDERS = { busiest: "Busiest first", name: "By name", waiting: "Most waiting first", failing: "Most failures first", oldest: "Oldest job first" };
 const NOBODY_SECONDS = 60;
@@ -52,7 +53,8 @@ export const overview = {
     const { counts, per_minute: moved } = told;
     const set = (changes) => go(links.overview({ ...values, cursor: "", ...changes }));
     return [
-      h("h1", { tabindex: "-1" }, "Queues"),
+      h("div", { class: "head" }, h("h1", { tabindex: "-1" }, "Queues"),
+        mayAdmin() && h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => editPolicy(null, (name) => go(links.queue(name))) }, "New queue…"))),
       h("dl", { class: "tiles" },
         tile("Queues", exact(told.queues_count), "", told.paused_count > 0 && `${exact(told.paused_count)} paused`),
         tile("Queued", count(counts.queued), "queued", counts.scheduled > 0 && [count(counts.scheduled), " scheduled"]),
