@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.browser.conftest import looking, need_browser
-from tests.browser.jobs import PAGES, enqueue, furnish
-from tests.process.server import Server, running_server
+from tests.browser.conftest import Looker, looking, need_browser
+from tests.browser.jobs import PAGES, Q, enqueue, furnish
+from tests.process.server import Server, eventually, running_server
 from tests.process.tokens import bearer, token
 
 need_browser()
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+EXPIRES_SECONDS = 8
+"""When a token ends that is shown and used before: long enough on a busy machine."""
 
 
 @pytest.fixture
@@ -55,6 +58,82 @@ def test_who_may_only_look_is_offered_no_more(browser: Any, guarded: tuple[Serve
         looker.page.get_by_text("Live", exact=True).wait_for()
         looker.page.reload()
         looker.page.get_by_role("dialog").get_by_label("Token").wait_for()
+
+
+def sign_in(looker: Looker, shown: str) -> None:
+    dialog = looker.page.get_by_role("dialog", name="Access token")
+    dialog.get_by_label("Token").fill(shown)
+    dialog.get_by_role("button", name="Sign in").click()
+    dialog.wait_for(state="detached")
+
+
+def test_a_token_that_is_revoked_is_replaced_by_another(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    first = token(path, "create", "first", "--scope", "read", "--queue", "*")
+    second = token(path, "create", "second", "--scope", "operate", "--scope", "read", "--queue", "*")
+    producer = bearer(token(path, "create", "producer", "--scope", "produce", "--queue", "*"))
+    with running_server("--tokens", str(path)) as server:
+        enqueue(server, headers=producer)
+        with looking(browser, f"http://127.0.0.1:{server.port}") as looker:
+            looker.open("#/queues/images")
+            sign_in(looker, first)
+            looker.page.get_by_text("Live", exact=True).wait_for()
+            assert not looker.button("Pause").is_visible()
+            token(path, "revoke", "first")
+            looker.shows("Not accepted")
+            looker.sees("images")  # beneath, what was there
+            sign_in(looker, first)
+            looker.shows("Not accepted")
+            sign_in(looker, second)
+            looker.page.get_by_text("second", exact=True).wait_for()
+            looker.button("Pause").wait_for()  # what the other may do is offered
+            looker.page.get_by_text("Live", exact=True).wait_for()
+            enqueue(server, headers=producer)
+            looker.page.locator(".tile.queued .dd").get_by_text("2", exact=True).wait_for()
+            kept = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
+            assert looker.page.evaluate(kept) == looker.page.evaluate("JSON.stringify([{}, {}, '', location.href])")
+
+
+def test_a_token_that_expires_takes_nothing_with_it(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    token(path, "create", "admin", "--scope", "admin", "--queue", "*")
+    with running_server("--tokens", str(path)) as server:
+        short = token(path, "rotate", "admin", "--expires-seconds", str(EXPIRES_SECONDS))
+        again = token(path, "rotate", "admin")
+        assert eventually(lambda: server.request("PUT", Q, {}, bearer(short)).status == 200)
+        with looking(browser, f"http://127.0.0.1:{server.port}") as looker:
+            looker.open("#/queues/images")
+            sign_in(looker, short)
+            looker.button("Edit…").click()
+            looker.page.get_by_label("Longest run").fill("90")
+            looker.shows("Not accepted")
+            assert looker.accessibility() == []
+            sign_in(looker, again)
+            assert looker.page.get_by_label("Longest run").input_value() == "90"
+            looker.button("Save it").click()
+            looker.shows("The policy of images is saved.")
+            assert server.request("GET", Q, headers=bearer(again)).body["policy"]["run_seconds_max"] == 90
+
+
+def test_what_is_refused_for_its_token_is_done_when_there_is_another(
+    browser: Any, guarded: tuple[Server, str, dict[str, str]]
+) -> None:
+    server, reader, admin = guarded
+    shown = admin["Authorization"].removeprefix("Bearer ")
+    enqueue(server, headers=admin)
+    with looking(browser, f"http://127.0.0.1:{server.port}") as looker:
+        looker.open("#/queues/images")
+        sign_in(looker, shown)
+        # As if the token ended between one request and the next.
+        refused = {"status": 401, "json": {"code": "unauthorized", "detail": "the access token has expired"}}
+        looker.page.route("**/pause", lambda route: route.fulfill(**refused), times=1)
+        looker.button("Pause").click()
+        looker.confirm("1 job would wait", "Pause it")
+        looker.shows("Not accepted: the access token has expired.")
+        sign_in(looker, reader)
+        looker.shows("Not done: ")  # this one may not
+        assert not server.request("GET", Q, headers=admin).body["paused"]
+        looker.button("Pause").wait_for(state="detached")
 
 
 def test_it_works_behind_a_path_prefix(browser: Any, server: Server) -> None:

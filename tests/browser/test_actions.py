@@ -66,6 +66,54 @@ def test_jobs_are_selected_and_redriven(server: Server, looker: Looker) -> None:
     assert (state(server, 2), state(server, 6)) == ("queued", "cancelled")
 
 
+def test_finished_jobs_are_selected_and_forgotten(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/queues/images/jobs", "Jobs of images")
+    selected = looker.page.get_by_role("group", name="Selected jobs")
+    forget = selected.get_by_role("button", name="Forget…")
+    assert forget.is_disabled()
+    for id_ in (1, 2, 4):
+        looker.page.get_by_label(f"Select job {id_}").check()
+    selected.get_by_text("Selected: 3").wait_for()
+    assert forget.is_disabled()  # 4 waits
+    looker.page.get_by_label("Select job 4").uncheck()
+    forget.click()
+    assert looker.accessibility() == []
+    looker.confirm("This touches 2 jobs: 2, 1.", "Forget them for good")
+    looker.shows("2 jobs forgotten.")
+    selected.get_by_text("Selected: 0").wait_for()
+    assert [server.request("GET", f"{Q}/jobs/{id_}").body.get("code") for id_ in range(1, 7)] == [
+        *("forgotten", "forgotten"),
+        *[None] * 4,
+    ]
+    looker.page.get_by_label("Select job 1").wait_for(state="detached")
+    looker.page.get_by_label("Select job 6").wait_for()
+
+
+def test_jobs_that_cannot_be_forgotten_any_more_are_told(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/queues/images/jobs?state=dead,cancelled", "Jobs of images")
+    looker.page.get_by_label("Select all jobs of this page").check()
+    looker.page.get_by_role("group", name="Selected jobs").get_by_role("button", name="Forget…").click()
+    looker.page.get_by_role("dialog").get_by_text("This touches 2 jobs: 6, 2.").wait_for()
+    server.request("POST", f"{Q}/jobs/2/redrive")
+    looker.confirm("This touches 2 jobs: 6, 2.", "Forget them for good")
+    looker.shows("1 job forgotten; 1 not: ")
+    assert (state(server, 2), server.request("GET", f"{Q}/jobs/6").body["code"]) == ("queued", "forgotten")
+
+
+def test_jobs_are_selected_and_cancelled(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/queues/images/jobs?state=queued,scheduled,in_progress", "Jobs of images")
+    looker.page.get_by_label("Select job 5").check()
+    looker.page.get_by_label("Select job 3").check()
+    looker.page.get_by_role("group", name="Selected jobs").get_by_role("button", name="Cancel…").click()
+    looker.confirm("This touches 2 jobs: 5, 3.", "Cancel them")
+    looker.shows("2 jobs cancelled.")
+    looker.shows("cancel asked")
+    assert (state(server, 5), state(server, 3), state(server, 4)) == ("cancelled", "in_progress", "queued")
+
+
 @pytest.mark.parametrize(
     ("id_", "buttons", "after"),
     [
