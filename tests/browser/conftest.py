@@ -127,9 +127,11 @@ class Looker:
 
 
 @contextmanager
-def looking(browser: Any, base: str, *, size: str = "desk", scheme: str = "light") -> Iterator[Looker]:
+def looking(
+    browser: Any, base: str, *, size: str = "desk", scheme: str = "light", zone: str | None = None
+) -> Iterator[Looker]:
     """Somebody who looks at a server; at the end nothing may have happened that must not."""
-    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, timezone_id=zone)
     context.set_default_timeout(PATIENCE_MILLISECONDS)
     context.add_init_script(WATCH)
     looker = Looker(context.new_page(), base)

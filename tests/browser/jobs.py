@@ -1,5 +1,8 @@
 """Jobs to look at, and what is done to them by others than who looks."""
 
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from tests.process.server import Server
@@ -28,6 +31,16 @@ def end(server: Server, job: dict[str, Any], verb: str = "conclude", **more: Any
 
 def state(server: Server, id_: int, queue: str = "images") -> str:
     return str(server.request("GET", f"/v1/queues/{queue}/jobs/{id_}").body["state"])
+
+
+@contextmanager
+def asking(server: Server, wanted: dict[str, Any], queue: str = "images") -> Iterator[None]:
+    """Within the block somebody waits for a job."""
+    body = json.dumps(wanted).encode()
+    head = f"POST /v1/queues/{queue}/dequeue HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    with closing(server.connect()) as connection:
+        connection.sendall(head.encode() + body)
+        yield
 
 
 def furnish(server: Server) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.browser.conftest import Looker, need_browser
-from tests.browser.jobs import Q, enqueue, furnish, state
+from tests.browser.jobs import Q, dequeue, end, enqueue, furnish, state
 from tests.process.server import Server
 
 need_browser()
@@ -54,6 +54,22 @@ def test_the_filter_of_a_search_is_that_of_its_bulk_verbs(server: Server, looker
     looker.confirm("This touches 1 job.", "Cancel them")
     looker.shows("1 job cancelled.")
     assert (state(server, 4), state(server, 7)) == ("queued", "cancelled")
+
+
+def test_jobs_are_found_by_their_error_and_redriven(server: Server, looker: Looker) -> None:
+    furnish(server)
+    enqueue(server, {"type": "late"})
+    _, late = dequeue(server, 2)
+    end(server, late, "fail", retry=False, error={"type": "Late", "message": "too late"})
+    looker.open("#/queues/images/jobs", "Jobs of images")
+    looker.page.get_by_label("Error contains").fill("no answer")
+    looker.button("Search").click()
+    looker.page.wait_for_function("document.querySelectorAll('tbody tr').length === 1")
+    looker.page.get_by_role("group", name="All that match").get_by_role("button", name="Redrive…").click()
+    looker.page.get_by_text("Only jobs with error no answer").wait_for()
+    looker.confirm("This touches 1 job.", "Redrive them")
+    looker.shows("1 job redriven.")
+    assert (state(server, 2), state(server, 7)) == ("queued", "dead")
 
 
 def test_jobs_are_selected_and_redriven(server: Server, looker: Looker) -> None:

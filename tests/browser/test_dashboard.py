@@ -1,14 +1,16 @@
 """The dashboard in a real browser: what it shows, to whomever, and that it keeps up."""
 
+import re
 import statistics
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.browser.conftest import Looker, looking, need_browser
-from tests.browser.jobs import PAGES, dequeue, end, enqueue, furnish, state
+from tests.browser.jobs import PAGES, Q, asking, dequeue, end, enqueue, furnish, state
 from tests.process.server import Server, running_server
 
 need_browser()
@@ -52,6 +54,17 @@ def test_every_page_is_shown_and_can_be_used_by_everybody(browser: Any, server: 
     assert not {link: errors for link, errors in found.items() if errors}
 
 
+def test_charts_can_be_read_on_a_phone(browser: Any, server: Server) -> None:
+    furnish(server)
+    size = """texts => Math.min(...texts.map(text => {
+        const drawing = text.ownerSVGElement;
+        return parseFloat(getComputedStyle(text).fontSize) * drawing.clientWidth / drawing.viewBox.baseVal.width;
+    }))"""
+    with looking(browser, f"http://127.0.0.1:{server.port}", size="phone") as looker:
+        looker.open("#/queues/images", "images")
+        assert looker.page.locator(".chart .tick").evaluate_all(size) > 10  # pixels
+
+
 def test_dialogs_can_be_used_by_everybody(server: Server, looker: Looker) -> None:
     furnish(server)
     looker.open("#/queues/images", "images")
@@ -74,6 +87,90 @@ def test_a_job_is_shown_with_all_that_is_known_of_it(server: Server, looker: Loo
     looker.shows("It is first in line")
     looker.open("#/queues/images/jobs/3", "Job 3")
     looker.shows("The worker w1 has it")
+
+
+def test_a_queue_is_shown_with_its_last_hour_and_who_works_on_it(server: Server, looker: Looker) -> None:
+    furnish(server)
+    server.request("POST", f"{Q}/dequeue", {"consumer": "w2", "count": 9})
+    looker.open("#/queues/images", "images")
+    for chart, told in (
+        ("In and done", "enqueued 6 in the last hour, concluded 1 in the last hour"),
+        ("Went wrong", "failed 1 in the last hour, stale 0 in the last hour, dead 1 in the last hour"),
+        ("Waiting time", r"p50 lately [\d.]+ m?s, p95 lately [\d.]+ m?s"),
+        ("Running time", r"p50 lately [\d.]+ m?s, p95 lately [\d.]+ m?s"),
+    ):
+        looker.page.get_by_role("img", name=re.compile(f"^{chart}: {told}$")).wait_for()
+    for worker in ("w1", "w2"):
+        looker.page.get_by_role("row", name=re.compile(f"^{worker} .* ago its jobs$")).wait_for()
+    asks = {"consumer": "w3", "wait_seconds": 20}
+    with asking(server, asks):
+        looker.page.locator("dt", has_text="Waiting dequeues").locator("+ dd").get_by_text("1", exact=True).wait_for()
+
+
+def test_the_overview_tells_of_all_states(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/", "Queues")
+    heads, cells = (looker.page.get_by_role("row").nth(n).locator("th, td").all_inner_texts() for n in (0, 1))
+    told = dict(zip(heads, cells, strict=True))
+    wanted = {"Queued": "1", "Scheduled": "1", "Running": "1", "Dead": "1", "Ended": "2"}
+    assert {name: told[name] for name in wanted} == wanted
+    looker.page.get_by_role("row").nth(1).get_by_role("link", name="2", exact=True).click()
+    looker.sees("Jobs of images")
+    looker.page.get_by_label("Select job 6").wait_for()
+    assert looker.page.get_by_label(re.compile(r"Select job \d")).count() == 2
+
+
+def test_a_job_that_waits_tells_how_many_go_first(server: Server, looker: Looker) -> None:
+    server.request("PUT", Q, {"max_attempts": 7})
+    enqueue(server, *[{"type": "resize"}] * 4)
+    looker.open("#/queues/images/jobs/3", "Job 3")
+    looker.shows("2 ahead")
+    looker.shows("0 of 7 (0 failed, 0 stale)")
+    job, *_ = dequeue(server)
+    looker.shows("1 ahead")
+    looker.open(f"#/queues/images/jobs/{job['id']}", "Job 1")
+    countdown = looker.page.get_by_text("the lease ends in ")
+    first = countdown.inner_text()
+    looker.page.wait_for_function("first => !document.body.innerText.includes(first)", arg=first)
+    assert countdown.inner_text() < first
+
+
+def test_times_are_told_as_one_likes(browser: Any, server: Server) -> None:
+    furnish(server)
+    made = server.request("GET", f"{Q}/jobs/1").body["created_at"]
+    with looking(browser, f"http://127.0.0.1:{server.port}", zone="Asia/Kathmandu") as looker:  # 5:45 ahead
+        looker.open("#/queues/images/jobs/1", "Job 1")
+        shown = looker.page.locator(f'time[datetime="{made}"]').first
+        moment = datetime.fromisoformat(made)
+        universal, local = (f"{each:%Y-%m-%d %H:%M:%S}" for each in (moment, moment + timedelta(hours=5, minutes=45)))
+        assert shown.inner_text() == local
+        assert shown.get_attribute("title") == f"{local} local, {universal} UTC"
+        looker.button("Local time").click()
+        looker.button("UTC").wait_for()
+        assert shown.inner_text() == f"{universal} UTC"
+
+
+def test_a_job_is_found_by_its_id(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/queues/images/jobs", "Jobs of images")
+    looker.page.get_by_label("Id", exact=True).fill("2")
+    looker.page.keyboard.press("Enter")
+    looker.sees("Job 2")
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_health_of_the_server_is_shown(browser: Any, tmp_path: Path, durable: bool) -> None:
+    flags = ("--data", str(tmp_path / "data")) if durable else ()
+    figures = {"Inbox", "Batches", "Time to commit one", "Event loop late by", "Compactions", "Readers of events"}
+    with running_server(*flags) as server, looking(browser, f"http://127.0.0.1:{server.port}") as looker:
+        enqueue(server)
+        looker.open("#/health", "Health")
+        looker.shows("A crash would lose nothing." if durable else "A crash would lose all jobs.")
+        if durable:
+            figures |= {"File", "Log beside it", "Room left", "A commit takes"}
+        else:
+            looker.shows("with a data directory")
+        assert figures <= set(looker.page.get_by_role("term").all_inner_texts())
 
 
 def test_what_happens_is_shown_at_once(server: Server, looker: Looker) -> None:

@@ -113,7 +113,7 @@ def test_a_bad_value_is_told_at_its_field_and_nothing_is_lost(
     dialog.get_by_label("Waiting jobs at most").fill("1000")
     field = dialog.get_by_label(label, exact=True)
     field.fill(typed)
-    looker.page.keyboard.press("Enter")
+    looker.button("Save it").click()
     dialog.get_by_text(told, exact=True).wait_for()
     assert told_at(looker, label).endswith(f" | {told}")
     assert field.get_attribute("aria-invalid") == "true"

@@ -32,6 +32,7 @@ function row(queue) {
     number(counts.scheduled, "wide", "scheduled"),
     number(counts.in_progress, "running", "in_progress"),
     number(counts.dead, "bad", "dead"),
+    number(counts.concluded + counts.cancelled, "wide", "concluded,cancelled"),
     h("td", { class: "n wide" }, rate(moved.enqueue)),
     h("td", { class: "n" }, rate(moved.conclude)),
     h("td", { class: `n wide ${moved.fail ? "bad" : ""}` }, rate(moved.fail)),
@@ -41,7 +42,7 @@ function row(queue) {
     h("td", { class: "drawn" }, spark(trend.conclude, failed)));
 }
 
-const heads = [["Queue", ""], ["Queued", "n"], ["Scheduled", "n wide"], ["Running", "n"], ["Dead", "n"],
+const heads = [["Queue", ""], ["Queued", "n"], ["Scheduled", "n wide"], ["Running", "n"], ["Dead", "n"], ["Ended", "n wide"],
   ["In /min", "n wide"], ["Done /min", "n"], ["Failed /min", "n wide"], ["Oldest", "n"], ["Wait p50", "n wide"], ["Run p50", "n wide"], ["Last hour", "drawn"]];
 
 export const overview = {

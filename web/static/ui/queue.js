@@ -60,7 +60,7 @@ export const queue = {
                   h("td", { class: "n" }, h("a", { href: links.jobs(name, { consumer: consumer.name, state: "in_progress" }) }, "its jobs"))))))
             : h("p", { class: "empty" }, "None that gave a name.")),
         h("section", {}, h("h2", {}, "Policy", h("small", {}, figures.declared ? " set by an operator" : " as it comes"),
-            mayAdmin(name) && h("button", { type: "button", class: "quiet", onclick: () => editPolicy(figures, () => refresh()) }, figures.exists ? "Edit…" : "Declare it…")),
+            mayAdmin(name) && h("button", { type: "button", onclick: () => editPolicy(figures, () => refresh()) }, figures.exists ? "Edit…" : "Declare it…")),
           h("dl", { class: "facts" }, rules(figures.policy).map(([term, told]) => h("div", {}, h("dt", {}, term), h("dd", {}, told)))))),
     ];
   },
