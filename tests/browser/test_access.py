@@ -64,7 +64,6 @@ def sign_in(looker: Looker, shown: str) -> None:
     dialog = looker.page.get_by_role("dialog", name="Access token")
     dialog.get_by_label("Token").fill(shown)
     dialog.get_by_role("button", name="Sign in").click()
-    dialog.wait_for(state="detached")
 
 
 def test_a_token_that_is_revoked_is_replaced_by_another(browser: Any, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_job_that_waits_tells_how_many_go_first(server: Server, looker: Looker
     looker.open(f"#/queues/images/jobs/{job['id']}", "Job 1")
     countdown = looker.page.get_by_text("the lease ends in ")
     first = countdown.inner_text()
-    looker.page.wait_for_function("first => !document.body.innerText.includes(first)", arg=first)
+    looker.page.get_by_text(first).wait_for(state="detached")
     assert countdown.inner_text() < first
 
 

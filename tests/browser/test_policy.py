@@ -191,9 +191,10 @@ def test_a_queue_is_declared(server: Server, looker: Looker) -> None:
         looker.button("Declare it").click()
         dialog.get_by_text(told).wait_for()
         assert name.evaluate("field => field === document.activeElement")
+    assert looker.accessibility() == []
     name.fill("a name")
     looker.button("Declare it").click()
-    looker.page.wait_for_function("document.getElementById('wrong-name').textContent.includes('name')")
+    dialog.locator("[id=wrong-name]", has_text="a queue's name").wait_for()
     name.fill("reports")
     looker.button("Declare it").click()
     looker.sees("reports")
