@@ -127,7 +127,7 @@ def test_what_is_refused_for_its_token_is_done_when_there_is_another(
         refused = {"status": 401, "json": {"code": "unauthorized", "detail": "the access token has expired"}}
         looker.page.route("**/pause", lambda route: route.fulfill(**refused), times=1)
         looker.button("Pause").click()
-        looker.confirm("1 job would wait", "Pause it")
+        looker.page.get_by_role("dialog").get_by_role("button", name="Pause it").click()
         looker.shows("Not accepted: the access token has expired.")
         sign_in(looker, reader)
         looker.shows("Not done: ")  # this one may not
