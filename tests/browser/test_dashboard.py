@@ -120,6 +120,22 @@ def test_the_overview_tells_of_all_states(server: Server, looker: Looker) -> Non
     assert looker.page.get_by_label(re.compile(r"Select job \d")).count() == 2
 
 
+def test_many_queues_are_shown_page_by_page(server: Server, looker: Looker) -> None:
+    for number in range(60):
+        enqueue(server, queue=f"tenant:{number:02}")
+    looker.open("#/?order=name", "Queues")
+    names = looker.page.get_by_role("rowheader")
+    assert names.all_inner_texts() == [f"tenant:{number:02}" for number in range(50)]
+    looker.page.get_by_role("link", name="Next page").click()
+    looker.page.get_by_role("link", name="tenant:50", exact=True).wait_for()
+    assert names.all_inner_texts() == [f"tenant:{number:02}" for number in range(50, 60)]
+    looker.page.get_by_label("Begins with").fill("tenant:3")
+    looker.page.keyboard.press("Enter")
+    looker.page.get_by_role("link", name="tenant:30", exact=True).wait_for()
+    assert names.all_inner_texts() == [f"tenant:{number:02}" for number in range(30, 40)]
+    assert "order=name" in looker.page.url
+
+
 def test_a_job_that_waits_tells_how_many_go_first(server: Server, looker: Looker) -> None:
     server.request("PUT", Q, {"max_attempts": 7})
     enqueue(server, *[{"type": "resize"}] * 4)
