@@ -57,6 +57,7 @@ FileName = Literal[
     "links.js",
     "live.js",
     "overview.js",
+    "policy.js",
     "queue.js",
 ]
 """What the dashboard is made of."""

@@ -51,6 +51,12 @@ def what_is_missing() -> str | None:
     return None if find_spec("playwright") else "there is no playwright (pip: playwright)"
 
 
+def need_browser() -> None:
+    """Skip the module that calls this where something is missing; one line tells of all of them."""
+    if reason := what_is_missing():
+        pytest.skip(reason, allow_module_level=True)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The browser, one for all tests of a module. While it is there, nobody else in this thread can use asyncio."""
@@ -121,9 +127,11 @@ class Looker:
 
 
 @contextmanager
-def looking(browser: Any, base: str, *, size: str = "desk", scheme: str = "light") -> Iterator[Looker]:
+def looking(
+    browser: Any, base: str, *, size: str = "desk", scheme: str = "light", zone: str | None = None
+) -> Iterator[Looker]:
     """Somebody who looks at a server; at the end nothing may have happened that must not."""
-    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, timezone_id=zone)
     context.set_default_timeout(PATIENCE_MILLISECONDS)
     context.add_init_script(WATCH)
     looker = Looker(context.new_page(), base)

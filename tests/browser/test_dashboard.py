@@ -1,27 +1,21 @@
-"""The dashboard in a real browser: what it shows, that it keeps up, and what it lets one do."""
+"""The dashboard in a real browser: what it shows, to whomever, and that it keeps up."""
 
+import re
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import closing, suppress
-from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Looker, looking, what_is_missing
+from tests.browser.conftest import Looker, looking, need_browser
+from tests.browser.jobs import PAGES, Q, asking, dequeue, end, enqueue, furnish, state
 from tests.process.server import Server, running_server
-from tests.process.tokens import bearer, token
 
-if reason := what_is_missing():
-    pytest.skip(reason, allow_module_level=True)
+need_browser()
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
-
-Q = "/v1/queues/images"
 
 LIVE_SECONDS = 3.0
 """By when what has happened is shown, at the median. It is less than one where the machine has nothing else to do; a
@@ -47,50 +41,6 @@ SCRIPTS = [
 ]
 
 
-def enqueue(
-    server: Server, *jobs: dict[str, Any], queue: str = "images", headers: dict[str, str] | None = None
-) -> list[int]:
-    answer = server.request("POST", f"/v1/queues/{queue}/enqueue", {"jobs": jobs or ({"type": "resize"},)}, headers)
-    assert answer.status == 200, answer
-    return [job["id"] for job in answer.body["jobs"]]
-
-
-def dequeue(server: Server, count: int = 1, queue: str = "images", consumer: str = "w1") -> list[dict[str, Any]]:
-    wanted = {"count": count, "consumer": consumer}
-    jobs: list[dict[str, Any]] = server.request("POST", f"/v1/queues/{queue}/dequeue", wanted).body["jobs"]
-    return jobs
-
-
-def end(server: Server, job: dict[str, Any], verb: str = "conclude", **more: Any) -> None:
-    path = f"/v1/queues/{job['queue']}/jobs/{job['id']}/{verb}"
-    assert server.request("POST", path, {"token": job["lease"]["token"], **more}).status == 200
-
-
-def state(server: Server, id_: int, queue: str = "images") -> str:
-    return str(server.request("GET", f"/v1/queues/{queue}/jobs/{id_}").body["state"])
-
-
-def furnish(server: Server) -> None:
-    """Jobs in all states: 1 concluded, 2 dead, 3 in progress, 4 queued, 5 scheduled, 6 cancelled."""
-    enqueue(server, *[{"type": "resize", "payload": {"w": 1280, "big": 12345678901234567890}, "meta": {"a": "b"}}] * 4)
-    enqueue(server, {"type": "resize", "delay_seconds": 3_600}, {"type": "resize"})
-    done, failed, _held = dequeue(server, 3)
-    end(server, done, result={"bytes": 48_213})
-    end(server, failed, "fail", retry=False, error={"type": "Timeout", "message": "no answer\nfrom the server"})
-    server.request("POST", f"{Q}/jobs/6/cancel")
-
-
-PAGES = {
-    "#/": "Queues",
-    "#/queues/images": "images",
-    "#/queues/images/jobs": "Jobs of images",
-    "#/queues/images/jobs/2": "Job 2",
-    "#/queues/images/jobs/3": "Job 3",
-    "#/health": "Health",
-    "#/queues/images/jobs/99": "There is no such thing",
-}
-
-
 @pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("desk", "dark"), ("phone", "light")])
 def test_every_page_is_shown_and_can_be_used_by_everybody(browser: Any, server: Server, size: str, scheme: str) -> None:
     furnish(server)
@@ -102,6 +52,17 @@ def test_every_page_is_shown_and_can_be_used_by_everybody(browser: Any, server: 
             wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
             assert looker.page.evaluate(wider) <= 0, link
     assert not {link: errors for link, errors in found.items() if errors}
+
+
+def test_charts_can_be_read_on_a_phone(browser: Any, server: Server) -> None:
+    furnish(server)
+    size = """texts => Math.min(...texts.map(text => {
+        const drawing = text.ownerSVGElement;
+        return parseFloat(getComputedStyle(text).fontSize) * drawing.clientWidth / drawing.viewBox.baseVal.width;
+    }))"""
+    with looking(browser, f"http://127.0.0.1:{server.port}", size="phone") as looker:
+        looker.open("#/queues/images", "images")
+        assert looker.page.locator(".chart .tick").evaluate_all(size) > 10  # pixels
 
 
 def test_dialogs_can_be_used_by_everybody(server: Server, looker: Looker) -> None:
@@ -126,6 +87,106 @@ def test_a_job_is_shown_with_all_that_is_known_of_it(server: Server, looker: Loo
     looker.shows("It is first in line")
     looker.open("#/queues/images/jobs/3", "Job 3")
     looker.shows("The worker w1 has it")
+
+
+def test_a_queue_is_shown_with_its_last_hour_and_who_works_on_it(server: Server, looker: Looker) -> None:
+    furnish(server)
+    server.request("POST", f"{Q}/dequeue", {"consumer": "w2", "count": 9})
+    looker.open("#/queues/images", "images")
+    for chart, told in (
+        ("In and done", "enqueued 6 in the last hour, concluded 1 in the last hour"),
+        ("Went wrong", "failed 1 in the last hour, stale 0 in the last hour, dead 1 in the last hour"),
+        ("Waiting time", r"p50 lately [\d.]+ m?s, p95 lately [\d.]+ m?s"),
+        ("Running time", r"p50 lately [\d.]+ m?s, p95 lately [\d.]+ m?s"),
+    ):
+        looker.page.get_by_role("img", name=re.compile(f"^{chart}: {told}$")).wait_for()
+    for worker in ("w1", "w2"):
+        looker.page.get_by_role("row", name=re.compile(f"^{worker} .* ago its jobs$")).wait_for()
+    asks = {"consumer": "w3", "wait_seconds": 20}
+    with asking(server, asks):
+        looker.page.locator("dt", has_text="Waiting dequeues").locator("+ dd").get_by_text("1", exact=True).wait_for()
+
+
+def test_the_overview_tells_of_all_states(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/", "Queues")
+    heads, cells = (looker.page.get_by_role("row").nth(n).locator("th, td").all_inner_texts() for n in (0, 1))
+    told = dict(zip(heads, cells, strict=True))
+    wanted = {"Queued": "1", "Scheduled": "1", "Running": "1", "Dead": "1", "Ended": "2"}
+    assert {name: told[name] for name in wanted} == wanted
+    looker.page.get_by_role("row").nth(1).get_by_role("link", name="2", exact=True).click()
+    looker.sees("Jobs of images")
+    looker.page.get_by_label("Select job 6").wait_for()
+    assert looker.page.get_by_label(re.compile(r"Select job \d")).count() == 2
+
+
+def test_many_queues_are_shown_page_by_page(server: Server, looker: Looker) -> None:
+    for number in range(60):
+        enqueue(server, queue=f"tenant:{number:02}")
+    looker.open("#/?order=name", "Queues")
+    names = looker.page.get_by_role("rowheader")
+    assert names.all_inner_texts() == [f"tenant:{number:02}" for number in range(50)]
+    looker.page.get_by_role("link", name="Next page").click()
+    looker.page.get_by_role("link", name="tenant:50", exact=True).wait_for()
+    assert names.all_inner_texts() == [f"tenant:{number:02}" for number in range(50, 60)]
+    looker.page.get_by_label("Begins with").fill("tenant:3")
+    looker.page.keyboard.press("Enter")
+    looker.page.get_by_role("link", name="tenant:30", exact=True).wait_for()
+    assert names.all_inner_texts() == [f"tenant:{number:02}" for number in range(30, 40)]
+    assert "order=name" in looker.page.url
+
+
+def test_a_job_that_waits_tells_how_many_go_first(server: Server, looker: Looker) -> None:
+    server.request("PUT", Q, {"max_attempts": 7})
+    enqueue(server, *[{"type": "resize"}] * 4)
+    looker.open("#/queues/images/jobs/3", "Job 3")
+    looker.shows("2 ahead")
+    looker.shows("0 of 7 (0 failed, 0 stale)")
+    job, *_ = dequeue(server)
+    looker.shows("1 ahead")
+    looker.open(f"#/queues/images/jobs/{job['id']}", "Job 1")
+    countdown = looker.page.get_by_text("the lease ends in ")
+    first = countdown.inner_text()
+    looker.page.get_by_text(first).wait_for(state="detached")
+    assert countdown.inner_text() < first
+
+
+def test_times_are_told_as_one_likes(browser: Any, server: Server) -> None:
+    furnish(server)
+    made = server.request("GET", f"{Q}/jobs/1").body["created_at"]
+    with looking(browser, f"http://127.0.0.1:{server.port}", zone="Asia/Kathmandu") as looker:  # 5:45 ahead
+        looker.open("#/queues/images/jobs/1", "Job 1")
+        shown = looker.page.locator(f'time[datetime="{made}"]').first
+        moment = datetime.fromisoformat(made)
+        universal, local = (f"{each:%Y-%m-%d %H:%M:%S}" for each in (moment, moment + timedelta(hours=5, minutes=45)))
+        assert shown.inner_text() == local
+        assert shown.get_attribute("title") == f"{local} local, {universal} UTC"
+        looker.button("Local time").click()
+        looker.button("UTC").wait_for()
+        assert shown.inner_text() == f"{universal} UTC"
+
+
+def test_a_job_is_found_by_its_id(server: Server, looker: Looker) -> None:
+    furnish(server)
+    looker.open("#/queues/images/jobs", "Jobs of images")
+    looker.page.get_by_label("Id", exact=True).fill("2")
+    looker.page.keyboard.press("Enter")
+    looker.sees("Job 2")
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_the_health_of_the_server_is_shown(browser: Any, tmp_path: Path, durable: bool) -> None:
+    flags = ("--data", str(tmp_path / "data")) if durable else ()
+    figures = {"Inbox", "Batches", "Time to commit one", "Event loop late by", "Compactions", "Readers of events"}
+    with running_server(*flags) as server, looking(browser, f"http://127.0.0.1:{server.port}") as looker:
+        enqueue(server)
+        looker.open("#/health", "Health")
+        looker.shows("A crash would lose nothing." if durable else "A crash would lose all jobs.")
+        if durable:
+            figures |= {"File", "Log beside it", "Room left", "A commit takes"}
+        else:
+            looker.shows("with a data directory")
+        assert figures <= set(looker.page.get_by_role("term").all_inner_texts())
 
 
 def test_what_happens_is_shown_at_once(server: Server, looker: Looker) -> None:
@@ -169,191 +230,6 @@ def test_it_goes_on_when_the_server_was_restarted(browser: Any, tmp_path: Path) 
                 looker.page.get_by_text("Live", exact=True).wait_for()
                 enqueue(again)
                 looker.page.locator(".tile.queued .dd").get_by_text("2", exact=True).wait_for()
-
-
-# --- what it lets one do
-
-
-def test_a_queue_is_paused_and_resumed(server: Server, looker: Looker) -> None:
-    enqueue(server)
-    looker.open("#/queues/images", "images")
-    looker.button("Pause").click()
-    looker.confirm("1 job would wait", "Pause it")
-    looker.shows("images is paused.")
-    assert server.request("GET", Q).body["paused"]
-    looker.button("Resume").click()
-    looker.confirm("1 job can be handed out", "Resume it")
-    looker.button("Pause").wait_for()
-    assert not server.request("GET", Q).body["paused"]
-
-
-@pytest.mark.parametrize(
-    ("button", "verb", "told"),
-    [
-        ("Cancel…", "Cancel them", "2 jobs cancelled."),
-        ("Redrive…", "Redrive them", "1 job redriven."),
-        ("Purge…", "Forget them for good", "2 jobs forgotten."),
-    ],
-)
-def test_all_jobs_that_match_are_counted_and_then_done(
-    server: Server, looker: Looker, button: str, verb: str, told: str
-) -> None:
-    furnish(server)
-    looker.open("#/queues/images", "images")
-    looker.button(button).click()
-    looker.confirm(f"This touches {told.rpartition(' ')[0]}.", verb)
-    looker.shows(told)
-
-
-def test_the_filter_of_a_search_is_that_of_its_bulk_verbs(server: Server, looker: Looker) -> None:
-    furnish(server)
-    enqueue(server, {"type": "other"})
-    looker.open("#/queues/images/jobs", "Jobs of images")
-    looker.page.get_by_label("Type").fill("other")
-    looker.button("Search").click()
-    looker.page.get_by_role("row").nth(1).wait_for()
-    assert "type=other" in looker.page.url  # a link to keep
-    looker.page.get_by_role("group", name="All that match").get_by_role("button", name="Cancel…").click()
-    looker.confirm("This touches 1 job.", "Cancel them")
-    looker.shows("1 job cancelled.")
-    assert (state(server, 4), state(server, 7)) == ("queued", "cancelled")
-
-
-def test_jobs_are_selected_and_redriven(server: Server, looker: Looker) -> None:
-    furnish(server)
-    looker.open("#/queues/images/jobs?state=dead,cancelled", "Jobs of images")
-    looker.page.get_by_label("Select job 2").check()
-    looker.page.get_by_role("group", name="Selected jobs").get_by_role("button", name="Redrive…").click()
-    looker.confirm("This touches 1 job: 2.", "Redrive them")
-    looker.shows("1 job redriven.")
-    assert (state(server, 2), state(server, 6)) == ("queued", "cancelled")
-
-
-@pytest.mark.parametrize(
-    ("id_", "buttons", "after"),
-    [
-        (4, ("Cancel", "Cancel it"), "cancelled"),
-        (2, ("Redrive", "Redrive it"), "queued"),
-        (5, ("Run now", "Make it ready"), "queued"),
-    ],
-)
-def test_a_job_is_acted_upon(server: Server, looker: Looker, id_: int, buttons: tuple[str, str], after: str) -> None:
-    button, verb = buttons
-    furnish(server)
-    looker.open(f"#/queues/images/jobs/{id_}", f"Job {id_}")
-    looker.button(button).click()
-    looker.page.get_by_role("dialog").get_by_role("button", name=verb).click()
-    looker.page.locator(f"p.why.{after}").wait_for()
-    assert state(server, id_) == after
-
-
-def test_a_job_is_forgotten(server: Server, looker: Looker) -> None:
-    furnish(server)
-    looker.open("#/queues/images/jobs/1", "Job 1")
-    looker.button("Forget").click()
-    looker.page.get_by_role("dialog").get_by_role("button", name="Forget it for good").click()
-    looker.sees("There is no such thing")
-    assert server.request("GET", f"{Q}/jobs/1").body["code"] == "forgotten"
-
-
-def test_what_is_refused_is_told(server: Server, looker: Looker) -> None:
-    furnish(server)
-    looker.open("#/queues/images/jobs/4", "Job 4")
-    looker.button("Cancel").click()
-    server.request("POST", f"{Q}/jobs/4/cancel")
-    server.request("DELETE", f"{Q}/jobs/4")
-    looker.page.get_by_role("dialog").get_by_role("button", name="Cancel it").click()
-    looker.shows("Not done: job 4 of queue images has ended")
-
-
-def test_it_can_be_used_by_keyboard(server: Server, looker: Looker) -> None:
-    furnish(server)
-    looker.open("#/", "Queues")
-    looker.page.keyboard.press("/")
-    looker.page.keyboard.type("images/2")
-    looker.page.keyboard.press("Enter")
-    looker.sees("Job 2")
-    assert looker.page.evaluate("document.activeElement.tagName") == "H1"
-    assert looker.page.title() == "Job 2 of images · queue-actor"
-    looker.page.keyboard.press("Tab")
-    looker.page.keyboard.press("Tab")
-    assert looker.page.evaluate("document.activeElement.textContent") == "Forget"
-
-
-# --- who may look, and from where
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[tuple[Server, str, dict[str, str]]]:
-    """A server with access tokens: one that may only look, and the header of one that may do everything."""
-    path = tmp_path / "tokens.json"
-    reader = token(path, "create", "reader", "--scope", "read", "--queue", "*")
-    admin = bearer(token(path, "create", "admin", "--scope", "admin", "--queue", "*"))
-    with running_server("--tokens", str(path)) as server:
-        yield server, reader, admin
-
-
-def test_who_may_only_look_is_offered_no_more(browser: Any, guarded: tuple[Server, str, dict[str, str]]) -> None:
-    server, reader, admin = guarded
-    enqueue(server, headers=admin)
-    with looking(browser, f"http://127.0.0.1:{server.port}") as looker:
-        looker.open("#/queues/images")
-        dialog = looker.page.get_by_role("dialog")
-        assert looker.accessibility() == []
-        dialog.get_by_label("Token").fill("qa_wrong")
-        looker.button("Sign in").click()
-        looker.shows("Not accepted")
-        looker.page.get_by_role("dialog").get_by_label("Token").fill(reader)
-        looker.button("Sign in").click()
-        for link in ("#/queues/images", "#/queues/images/jobs", "#/queues/images/jobs/1", "#/health"):
-            looker.page.evaluate("link => { location.hash = link; }", link)
-            looker.sees(PAGES.get(link, "Job 1"))
-            names = looker.page.get_by_role("button").all_inner_texts()
-            assert set(names) <= {"Local time", "Sign out", "Search", "Copy"}, link
-        # The token is nowhere but in the memory of the page.
-        kept = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
-        assert reader not in looker.page.evaluate(kept)
-        assert reader not in looker.page.content()
-        assert looker.page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length") == 0
-        looker.page.get_by_text("Live", exact=True).wait_for()
-        looker.page.reload()
-        looker.page.get_by_role("dialog").get_by_label("Token").wait_for()
-
-
-def test_it_works_behind_a_path_prefix(browser: Any, server: Server) -> None:
-    furnish(server)
-
-    class Proxy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            assert self.path.startswith("/deep/down/"), self.path
-            with closing(HTTPConnection("127.0.0.1", server.port)) as there, suppress(OSError, HTTPException):
-                self.pass_on(there)
-
-        def pass_on(self, there: HTTPConnection) -> None:
-            there.request("GET", self.path.removeprefix("/deep/down"), headers={"Host": f"127.0.0.1:{server.port}"})
-            answer = there.getresponse()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in {"transfer-encoding", "connection", "date", "server"}:
-                    self.send_header(name, value)
-            self.end_headers()
-            while piece := answer.read1(4096):
-                self.wfile.write(piece)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
-            del format, args
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
-        proxy.daemon_threads = True
-        Thread(target=proxy.serve_forever, daemon=True).start()
-        with looking(browser, f"http://127.0.0.1:{proxy.server_port}/deep/down") as looker:
-            looker.page.goto(f"{looker.base}/")
-            looker.sees("Queues")
-            assert looker.page.url == f"{looker.base}/ui"
-            looker.page.get_by_role("link", name="images", exact=True).click()
-            looker.page.get_by_role("heading", level=1, name="images").wait_for()
-            looker.page.get_by_text("Live", exact=True).wait_for()
-        proxy.shutdown()
 
 
 # --- what others have sent

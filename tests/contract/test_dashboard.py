@@ -1,16 +1,20 @@
 """The dashboard's files over HTTP; tests/browser looks at what they do."""
 
 import re
+from functools import reduce
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
 
+from queue_actor.jobs import DEFAULT_QUEUE_POLICY, FIRST_POLICY, QueuePolicy
 from queue_actor.settings import Settings
 from tests.contract import v1
 from tests.contract.stack import Server, serving
 from tests.contract.tokens import Tokens
 from tests.fakes import FakeClock
+from web.bodies import PolicyBody, RetryBody
 from web.dashboard import FILES, PAGE
 from web.fields import FileName
 
@@ -93,3 +97,22 @@ def test_the_page_has_no_way_to_make_markup_of_texts() -> None:
     for path in FILES.iterdir():
         assert not re.search(ways, path.read_text()), path.name
         assert set(re.findall(r"https?://[^\s\"']+", path.read_text())) <= {"http://www.w3.org/2000/svg"}, path.name
+
+
+def test_a_policy_is_set_with_the_fields_and_defaults_that_it_has() -> None:
+    def value(policy: QueuePolicy, name: str) -> object:
+        return reduce(getattr, name.split("."), policy)
+
+    text = (FILES / "policy.js").read_text()
+    told = {
+        name: tuple(msgspec.json.decode(each) for each in (initial, default or initial))
+        for name, initial, default in re.findall(
+            r'\{ name: "([\w.]+)", .*initial: ("\w+"|\w+)(?:, default_: (\w+))?.* \},', text
+        )
+    }
+    fields = [name for name in PolicyBody.__struct_fields__ if name not in {"retry", "paused"}]
+    assert set(told) == {*fields, *(f"retry.{name}" for name in RetryBody.__struct_fields__)}
+    for name, defaults in told.items():
+        assert defaults == (value(FIRST_POLICY, name), value(DEFAULT_QUEUE_POLICY, name)), name
+    no_value = {name for name in fields if type(None) in get_args(get_type_hints(PolicyBody)[name])}
+    assert set(re.findall(r'name: "([\w.]+)", .*unit: "\w+", none: "', text)) == no_value

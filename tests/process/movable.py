@@ -2,7 +2,8 @@
 
     python tests/process/movable.py --bind 127.0.0.1:0
 
-It is `python -m web` but for that, so a test need not wait for what takes minutes.
+It is `python -m web` but for that, so a test need not wait for what takes minutes. `CLOCK_STEP_SECONDS` and
+`CLOCK_AHEAD_SECONDS` in its environment are another step, and by how much the clocks are ahead at the start.
 """
 
 import os
@@ -15,7 +16,8 @@ import trio
 
 from web import __main__ as program
 
-STEP_SECONDS = 600.0
+STEP_SECONDS = float(os.environ.get("CLOCK_STEP_SECONDS", "600"))
+AHEAD_SECONDS = float(os.environ.get("CLOCK_AHEAD_SECONDS", "0"))
 MOVED = b'{"event":"clock_moved"}\n'
 
 
@@ -23,7 +25,7 @@ class MovableClock(trio.abc.Clock):
     """Trio's time, and what was added to it."""
 
     def __init__(self) -> None:
-        self.ahead_seconds = 0.0
+        self.ahead_seconds = AHEAD_SECONDS
 
     def start_clock(self) -> None:
         """Nothing is to be started."""

@@ -3,7 +3,7 @@
 let token = null;
 let asking = null; // a sign-in under way: whoever is refused meanwhile waits for the same
 
-export const session = { name: null, scopes: [], queues: [], signIn: null };
+export const session = { name: null, scopes: [], queues: [], signIn: null, renewed: null };
 
 export class Refusal extends Error {
   constructor(status, problem) {
@@ -34,8 +34,13 @@ export async function request(path, { method = "GET", body, signal, headers = {}
     const problem = await answer.json().catch(() => ({}));
     if (answer.status !== 401) throw new Refusal(answer.status, problem);
     if (token === shown) {
-      asking ??= session.signIn(problem.detail, shown !== null).finally(() => { asking = null; });
-      token = await asking;
+      asking ??= session.signIn(problem.detail, shown !== null).then((typed) => {
+        token = typed;
+        asking = null;
+        // Another token may do other things than the one before.
+        if (shown !== null) session.renewed();
+      });
+      await asking;
     }
     signal?.throwIfAborted();
   }

@@ -161,6 +161,9 @@ session.signIn = (detail, wrong) => new Promise((resolve) => {
   dialog.showModal();
 });
 
+/** Called when another token has been typed than the one that was refused. */
+session.renewed = () => learn().then(draw, () => {});
+
 document.getElementById("go").addEventListener("submit", (event) => {
   event.preventDefault();
   const [name, id] = document.getElementById("go-to").value.trim().split("/");

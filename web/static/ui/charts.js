@@ -3,6 +3,9 @@
 import { svg, h } from "./dom.js";
 import { clock, duration, exact } from "./format.js";
 
+/** Where the page is as narrow as a phone, a chart has fewer units of its drawing, so that its text can be read. */
+const NARROW = matchMedia("(max-width: 40rem)");
+
 const sum = (values) => values.reduce((all, value) => all + (value ?? 0), 0);
 
 /** Bars of the last hour in one row of a table: what was done, and below the line what failed. */
@@ -50,7 +53,7 @@ function path(values, x, y) {
 
 /** A chart of some series over the minutes since a moment. `kind` is `bars` or `lines`, `unit` `jobs` or `seconds`. */
 export function chart(title, since, series, { kind, unit }) {
-  const width = 520, height = 150, left = 46, right = 6, top = 10, bottom = 20;
+  const width = NARROW.matches ? 340 : 520, height = 150, left = 46, right = 6, top = 10, bottom = 20;
   const minutes = series[0].values.length;
   const totals = series[0].values.map((_, at) => (kind === "bars" ? sum(series.map(({ values }) => values[at])) : 0));
   const highest = Math.max(...totals, ...series.flatMap(({ values }) => values.map((value) => value ?? 0)));

@@ -1,7 +1,7 @@
 // One job: why it is not running, what it was tried for, and what it carries.
 
 import { mayOperate, one, tell } from "./actions.js";
-import { get, jobPath, text } from "./api.js";
+import { get, jobPath, queuePath, text } from "./api.js";
 import { h } from "./dom.js";
 import { badge, distance, duration, exact, moment } from "./format.js";
 import { links } from "./links.js";
@@ -62,15 +62,16 @@ export const job = {
   every: 1,
   load: async ({ pieces }, signal) => {
     const path = jobPath(pieces[1], pieces[3]);
-    const [source, why] = await Promise.all([text(path, signal), get(`${path}/why`, signal)]);
-    return { source, why, job: JSON.parse(source) };
+    const [source, why, { policy }] = await Promise.all([text(path, signal), get(`${path}/why`, signal), get(queuePath(pieces[1]), signal)]);
+    return { source, why, policy, job: JSON.parse(source) };
   },
-  view: ({ source, why, job: told }, _route, refresh) => {
+  view: ({ source, why, policy, job: told }, _route, refresh) => {
+    const attempts = told.max_attempts ?? policy.max_attempts; // null: no limit
     const facts = [
       ["State", badge(told.state, told.state === "dead" ? `dead: ${told.reason}` : undefined)],
       ["Position", why.ahead === null ? h("span", { class: "none" }, "–") : why.ahead === 0 ? "first in line" : `${exact(why.ahead)} ahead`],
       ["Priority", told.priority],
-      ["Attempts", `${exact(told.attempts)}${told.max_attempts === null ? "" : ` of ${exact(told.max_attempts)}`} (${exact(told.fails)} failed, ${exact(told.stales)} stale)`],
+      ["Attempts", `${exact(told.attempts)}${attempts === null ? "" : ` of ${exact(attempts)}`} (${exact(told.fails)} failed, ${exact(told.stales)} stale)`],
       ["Worker", told.consumer ?? h("span", { class: "none" }, "–")],
       ["Enqueued", moment(told.created_at)],
       ["Not before", moment(told.not_before)],

@@ -41,7 +41,8 @@ function form(queue, values) {
   const filter = filterOf(values);
   const search = (event) => {
     event.preventDefault();
-    const given = new FormData(event.target);
+    const given = new FormData(event.target), id = given.get("id").trim();
+    if (id) { go(links.job(queue, id)); return; }
     selected.ids.clear();
     go(links.jobs(queue, {
       state: given.getAll("state").join(","), type: given.get("type").trim(), consumer: given.get("consumer").trim(),
@@ -53,7 +54,7 @@ function form(queue, values) {
   return h("form", { class: "filter", onsubmit: search, key: `filter ${queue} ${query(values)}` },
     h("fieldset", { class: "chips" }, h("legend", {}, "State"), STATES.map((state) => h("label", { class: `chip ${state}` },
       h("input", { type: "checkbox", name: "state", value: state, checked: filter.state.includes(state) }), NAMES[state]))),
-    text("type", "Type", "exactly"), text("consumer", "Worker", "exactly"), text("error", "Error contains", "in the last failure"),
+    text("id", "Id", "of one job"), text("type", "Type", "exactly"), text("consumer", "Worker", "exactly"), text("error", "Error contains", "in the last failure"),
     h("label", { class: "field" }, "Order", h("select", { name: "order" },
       ["newest", "oldest"].map((order) => h("option", { value: order, selected: (values.order ?? "newest") === order }, `${order} first`)))),
     h("button", { type: "submit", class: "primary" }, "Search"));

@@ -5,6 +5,7 @@ import { spark } from "./charts.js";
 import { h } from "./dom.js";
 import { badge, count, duration, exact, rate } from "./format.js";
 import { go, links } from "./links.js";
+import { editPolicy, mayAdmin } from "./policy.js";
 
 const ORDERS = { busiest: "Busiest first", name: "By name", waiting: "Most waiting first", failing: "Most failures first", oldest: "Oldest job first" };
 const NOBODY_SECONDS = 60;
@@ -31,6 +32,7 @@ function row(queue) {
     number(counts.scheduled, "wide", "scheduled"),
     number(counts.in_progress, "running", "in_progress"),
     number(counts.dead, "bad", "dead"),
+    number(counts.concluded + counts.cancelled, "wide", "concluded,cancelled"),
     h("td", { class: "n wide" }, rate(moved.enqueue)),
     h("td", { class: "n" }, rate(moved.conclude)),
     h("td", { class: `n wide ${moved.fail ? "bad" : ""}` }, rate(moved.fail)),
@@ -40,7 +42,7 @@ function row(queue) {
     h("td", { class: "drawn" }, spark(trend.conclude, failed)));
 }
 
-const heads = [["Queue", ""], ["Queued", "n"], ["Scheduled", "n wide"], ["Running", "n"], ["Dead", "n"],
+const heads = [["Queue", ""], ["Queued", "n"], ["Scheduled", "n wide"], ["Running", "n"], ["Dead", "n"], ["Ended", "n wide"],
   ["In /min", "n wide"], ["Done /min", "n"], ["Failed /min", "n wide"], ["Oldest", "n"], ["Wait p50", "n wide"], ["Run p50", "n wide"], ["Last hour", "drawn"]];
 
 export const overview = {
@@ -52,7 +54,8 @@ export const overview = {
     const { counts, per_minute: moved } = told;
     const set = (changes) => go(links.overview({ ...values, cursor: "", ...changes }));
     return [
-      h("h1", { tabindex: "-1" }, "Queues"),
+      h("div", { class: "head" }, h("h1", { tabindex: "-1" }, "Queues"),
+        mayAdmin() && h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => editPolicy(null, (name) => go(links.queue(name))) }, "New queue…"))),
       h("dl", { class: "tiles" },
         tile("Queues", exact(told.queues_count), "", told.paused_count > 0 && `${exact(told.paused_count)} paused`),
         tile("Queued", count(counts.queued), "queued", counts.scheduled > 0 && [count(counts.scheduled), " scheduled"]),

@@ -6,29 +6,7 @@ import { chart } from "./charts.js";
 import { h } from "./dom.js";
 import { badge, count, duration, exact, NAMES, rate, STATES } from "./format.js";
 import { links } from "./links.js";
-
-const retry = (policy) => (policy.kind === "fixed"
-  ? `each ${duration(policy.base_seconds)}`
-  : `${duration(policy.base_seconds)}, then × ${policy.factor}, up to ${duration(policy.cap_seconds)}`) +
-  (policy.jitter === "full" ? ", spread at random" : "");
-
-function rules(policy) {
-  const most = (value, else_) => (value === null ? h("span", { class: "none" }, else_) : exact(value));
-  const long = (value, else_) => (value === null ? h("span", { class: "none" }, else_) : duration(value));
-  return [
-    ["Attempts at most", most(policy.max_attempts, "no limit")],
-    ["Of these gone stale", most(policy.max_stale, "no limit")],
-    ["Tried again after", retry(policy.retry)],
-    ["Length of a lease", long(policy.lease_seconds, "the server's")],
-    ["Longest run", long(policy.run_seconds_max, "no limit")],
-    ["Time to live", long(policy.ttl_seconds, "no limit")],
-    ["Waiting jobs at most", most(policy.queued_jobs_max, "the server's limit")],
-    ["In progress at most", most(policy.in_progress_max, "no limit")],
-    ["Takes the oldest", policy.oldest_every ? `each ${policy.oldest_every}. time` : h("span", { class: "none" }, "never before its turn")],
-    ["Keeps ended jobs", long(policy.retention_seconds, "as the server does")],
-    ["Keeps dead jobs", long(policy.dead_retention_seconds, "as the server does")],
-  ];
-}
+import { editPolicy, mayAdmin, rules } from "./policy.js";
 
 function buttons(queue, refresh) {
   const { name, counts, paused } = queue;
@@ -81,7 +59,8 @@ export const queue = {
                   h("th", { scope: "row", class: "plain" }, consumer.name), h("td", { class: "n" }, `${duration(consumer.seen_seconds)} ago`),
                   h("td", { class: "n" }, h("a", { href: links.jobs(name, { consumer: consumer.name, state: "in_progress" }) }, "its jobs"))))))
             : h("p", { class: "empty" }, "None that gave a name.")),
-        h("section", {}, h("h2", {}, "Policy", h("small", {}, figures.declared ? " set by an operator" : " as it comes")),
+        h("section", {}, h("h2", {}, "Policy", h("small", {}, figures.declared ? " set by an operator" : " as it comes"),
+            mayAdmin(name) && h("button", { type: "button", onclick: () => editPolicy(figures, () => refresh()) }, figures.exists ? "Edit…" : "Declare it…")),
           h("dl", { class: "facts" }, rules(figures.policy).map(([term, told]) => h("div", {}, h("dt", {}, term), h("dd", {}, told)))))),
     ];
   },
