@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +34,9 @@ logger = logging.getLogger("web")
 
 PACE_SECONDS = 2.0
 """How often who is paced is asked again whether its token is valid."""
+
+SHOWN_FIELDS_MAX = 1_000
+"""Fields of Authorization that are known by heart: a token may be written after any number of spaces."""
 
 _BEARER = re.compile(rb"\A(?i:bearer) +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750, section 2.1
 
@@ -111,7 +114,7 @@ class TokenHolder(Caller):
     def __init__(self, access: "Access", token: bytes, grant: Grant, secret: Secret) -> None:
         self.name: str = grant.name
         self.token = token
-        self.secret = secret
+        self.valid_until = secret.valid_until  # wall clock
         self._access = access
         self._grant = grant
         self._is_rated = grant.is_rated
@@ -232,7 +235,7 @@ class TokenHolder(Caller):
     @contextmanager
     def while_valid(self) -> Iterator[trio.CancelScope]:
         """See `Caller.while_valid`."""
-        seconds = self.secret.valid_until - self._access.clock().wall
+        seconds = self.valid_until - self._access.clock().wall
         with trio.move_on_after(max(0.0, seconds)) as scope:
             self._access.waiting[scope] = self
             if not self._access.knows(self):  # the file was read since the request was let in
@@ -258,7 +261,7 @@ class Access:
         self._path = path
         self._signature = signature_of(path)  # before it is read, so that what comes between is noticed later
         self._keys = Keyring(read_file(path))
-        self._holders: dict[str, TokenHolder] = {}  # of the tokens in the file that were shown
+        self._shown: dict[bytes, TokenHolder] = {}  # by the field of Authorization
 
     def knows(self, caller: TokenHolder) -> bool:
         """Whether the token of a caller is still valid."""
@@ -271,14 +274,24 @@ class Access:
             Problem: `unauthorized`.
         """
         field = request.fields.get(b"authorization", b"")
+        # A field is looked up by its hash, which nobody can foresee: how long that takes tells nothing about tokens.
+        holder = self._shown.get(field) or self._look_up(field)
+        if holder is None or not self._is_valid(holder) or request.repeats(b"authorization"):
+            raise _refusal([value for name, value in request.scope["headers"] if name == b"authorization"])
+        return holder
+
+    def _is_valid(self, holder: TokenHolder) -> bool:
+        return holder.valid_until == inf or self.clock().wall < holder.valid_until
+
+    def _look_up(self, field: bytes) -> TokenHolder | None:
+        """Who shows the token of a field, if it is valid; noted, so that the next time it is found at once."""
         match = _BEARER.match(field)
         found = None if match is None else self._keys.find(match[1], self.clock().wall)
-        if match is None or found is None or request.repeats(b"authorization"):
-            raise _refusal([value for name, value in request.scope["headers"] if name == b"authorization"])
-        grant, secret = found
-        holder = self._holders.get(secret.sha256)
-        if holder is None:
-            holder = self._holders[secret.sha256] = TokenHolder(self, match[1], grant, secret)
+        if match is None or found is None:
+            return None
+        if len(self._shown) == SHOWN_FIELDS_MAX:
+            self._shown.clear()
+        holder = self._shown[field] = TokenHolder(self, match[1], *found)
         return holder
 
     # --- reading again
@@ -291,7 +304,7 @@ class Access:
         except AccessError as error:
             logger.error("tokens_unusable", extra={"facts": {"reason": str(error)}})  # noqa: TRY400 - it is no bug
             return
-        self._keys, self._holders = keys, {}
+        self._keys, self._shown = keys, {}
         self.rates.keep(self._keys.grants)
         self.tell()
         for scope, caller in self.waiting.items():

@@ -23,6 +23,9 @@ class Request(TrioRequest):
     fields: dict[bytes, bytes]
     """The header fields by their names in lower case; of those that come more than once, the first."""
 
+    has_repeated: bool
+    """Whether any of them comes more than once."""
+
     is_stream: bool
     """Whether the body is a stream of lines, which the handler reads as it comes."""
 
@@ -58,7 +61,10 @@ class Request(TrioRequest):
         self.http_version = scope["http_version"]
         client = scope.get("client")
         self.remote_addr = client[0] if client else "<local>"
-        self.fields = dict(reversed(list(scope["headers"])))
+        headers = list(scope["headers"])
+        headers.reverse()
+        self.fields = dict(headers)
+        self.has_repeated = len(self.fields) != len(headers)
         self.is_stream = is_ndjson(self.fields.get(b"content-type"))
 
     @cached_property
@@ -76,8 +82,7 @@ class Request(TrioRequest):
 
     def repeats(self, name: bytes) -> bool:
         """Whether a header field comes more than once."""
-        headers = list(self.scope["headers"])
-        return len(self.fields) != len(headers) and sum(each == name for each, _ in headers) > 1
+        return self.has_repeated and sum(each == name for each, _ in self.scope["headers"]) > 1
 
     @cached_property
     def closings(self) -> list[Callable[[], Awaitable[None]]]:

@@ -231,14 +231,19 @@ def measure(pid: int, port: int, script: Script, *, connections: int = 16, secon
 
 
 def report(results: Results, title: str, measures: dict[str, list[Measure]], *, about: str = "") -> None:
-    """Tells the figures of each name, and the ratio of its CPU to that of the first name."""
-    first = statistics.median(each.cpu_us for each in next(iter(measures.values())))
+    """Tells the figures of each name, and the ratio of its CPU to that of the first name.
+
+    It is the median of the ratios within each round: the machine's own pace, which changes from minute to minute, is
+    nearly the same for what was measured within seconds.
+    """
+    first = next(iter(measures.values()))
     rows = []
     for name, rounds in measures.items():
         cpu, rate, p50, p99 = (
             spread(getattr(each, key) for each in rounds) for key in ("cpu_us", "per_second", "p50_ms", "p99_ms")
         )
-        rows.append([name, cpu, f"{cpu.median / first:.2f}", show(rate.median), show(p50.median), p99])
+        ratio = statistics.median(one.cpu_us / base.cpu_us for one, base in zip(rounds, first, strict=True))
+        rows.append([name, cpu, f"{ratio:.2f}", show(rate.median), show(p50.median), p99])
     head = [":", "CPU us a request", "ratio", "requests/s", "p50 ms", "p99 ms"]
     results.table(title, head, rows, about=about)
     results.rounds(title, {name: [asdict(each) for each in rounds] for name, rounds in measures.items()})
