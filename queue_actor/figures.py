@@ -69,3 +69,13 @@ class EngineFigures(msgspec.Struct, frozen=True):
     timed_out: int = 0  # of these, those whose wait ran out
     sweeps: int = 0
     swept: Mapping[str, int] = {}  # what sweeps moved, by the names in `Swept`
+
+
+class ArrayStatistics(msgspec.Struct, frozen=True):
+    """The shape of an array, in slots."""
+
+    capacity: int
+    used: int
+    live: int
+    tombstones: int
+    compactions: int  # finished since the array was made

@@ -20,7 +20,7 @@ from queue_actor.jobs import FINISHED, WAITING, Job, JobState, Now, OnExisting, 
 from queue_actor.queues import METERED, Queue
 from queue_actor.settings import Settings
 
-SCANNED_IDS_MAX = 10_000
+SCANNED_IDS_MAX = 3_000
 """Ids that one search or one slice of a bulk command looks at."""
 
 MEASURED_QUEUES_MAX = 100

@@ -21,29 +21,23 @@ came back from a lease with the place they had before.
 """
 
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
-import msgspec
-from sortedcontainers import SortedDict, SortedList
+from sortedcontainers import SortedList
 
+from queue_actor.figures import ArrayStatistics
+from queue_actor.returned import Returned
 from queue_actor.settings import Settings
 
 TOMBSTONE = 0
 """In place of an id; ids start at 1."""
 
+_TOMBSTONES_A_STEP = 512
+"""Tombstones that one step drops: each takes as long as moving twenty slots."""
+
 _COMPACT_SLOTS_MIN = 16
 """Used slots below which an array is not compacted: there is nothing to gain."""
-
-
-class ArrayStatistics(msgspec.Struct, frozen=True):
-    """The shape of an array, in slots."""
-
-    capacity: int
-    used: int
-    live: int
-    tombstones: int
-    compactions: int  # finished since the array was made
 
 
 class ReadyArray:
@@ -92,10 +86,6 @@ class ReadyArray:
             tombstones=self._buried,
             compactions=self.compactions,
         )
-
-    def append(self, place: int, id_: int) -> None:
-        """Put a job at the tail."""
-        self.extend(place, (id_,))
 
     def extend(self, place: int, ids: Sequence[int]) -> None:
         """Put jobs at the tail, with this place and those that follow it."""
@@ -162,7 +152,7 @@ class ReadyArray:
         The array stays short as long as a slice is more than what leaves between two calls.
         """
         if self._passed:
-            dropped = min(self._passed, self._slice)
+            dropped = min(self._passed, self._slice, _TOMBSTONES_A_STEP)
             del self._tombstones[:dropped]
             self._passed -= dropped
         if self.compacting:
@@ -223,15 +213,19 @@ class ReadyArray:
         ids, places = self._ids, self._places
         read, write = self._read, self._write
         end = min(self._tail, read + self._slice)
+        buried = range(0)  # the tombstones among what is moved, by their numbers
+        if self._tombstones and read < end:
+            first = self._tombstones.bisect_left(places[read])
+            buried = range(first, self._tombstones.bisect_right(places[end - 1]))
+            if len(buried) > _TOMBSTONES_A_STEP:
+                buried = buried[:_TOMBSTONES_A_STEP]
+                end = bisect_right(places, self._tombstones[buried[-1]], read, end)
         moved_ids, moved_places = ids[read:end], places[read:end]
-        if self._tombstones:
+        if buried:
+            del self._tombstones[buried.start : buried.stop]
             live = [n for n, id_ in enumerate(moved_ids) if id_ != TOMBSTONE]
-            if len(live) < len(moved_ids):
-                for n, id_ in enumerate(moved_ids):
-                    if id_ == TOMBSTONE:
-                        self._tombstones.remove(moved_places[n])
-                moved_ids = array("q", [moved_ids[n] for n in live])
-                moved_places = array("q", [moved_places[n] for n in live])
+            moved_ids = array("q", [moved_ids[n] for n in live])
+            moved_places = array("q", [moved_places[n] for n in live])
         ids[write : write + len(moved_ids)] = moved_ids
         places[write : write + len(moved_places)] = moved_places
         self._write = write + len(moved_ids)
@@ -256,14 +250,14 @@ class _Band:
             compact=settings.ready_compact,
             slice_=settings.compact_slice,
         )
-        self.returned: SortedDict[int, int] = SortedDict()  # place -> id
+        self.returned = Returned()
 
     def __len__(self) -> int:
         return len(self.array) + len(self.returned)
 
     def first_place(self) -> int:
         """The lowest place; the band must not be empty."""
-        places = [place for place in (self.array.first(), next(iter(self.returned), None)) if place is not None]
+        places = [place for place in (self.array.first(), self.returned.first_place) if place is not None]
         return min(places)
 
 
@@ -292,7 +286,7 @@ class Ready:
 
     def put_back(self, priority: int, place: int, id_: int) -> None:
         """Add a job that was handed out, with the place it had."""
-        self._band(priority).returned[place] = id_
+        self._band(priority).returned.add(place, id_)
         self._count += 1
 
     def first(self, *, oldest: bool = False) -> int | None:
@@ -308,16 +302,19 @@ class Ready:
         if not self._count:
             return []
         band = self._oldest_band() if oldest else self._first_band()
-        if not band.returned:
+        place = band.returned.first_place
+        if place is None:
             return band.array.head(limit)
-        place, id_ = band.returned.peekitem(0)
-        return [id_] if self._returned_goes_first(band) else band.array.head(limit, before=place)
+        if self._returned_goes_first(band, place):
+            return [band.returned[place]]
+        return band.array.head(limit, before=place)
 
     def take(self, count: int, *, oldest: bool = False) -> None:
         """Take the first jobs out, as many as `head` has given or fewer."""
         band = self._oldest_band() if oldest else self._first_band()
-        if band.returned and self._returned_goes_first(band):
-            band.returned.popitem(0)
+        place = band.returned.first_place
+        if place is not None and self._returned_goes_first(band, place):
+            band.returned.pop(place)
         else:
             band.array.take(count)
         self._count -= count
@@ -331,17 +328,20 @@ class Ready:
         """
         band = self._bands[priority]
         if place in band.returned:
-            del band.returned[place]
+            band.returned.pop(place)
         else:
             band.array.remove(place)
         self._count -= 1
         self._lost[priority] = self._lost.get(priority, 0) + 1
 
     def ahead(self, priority: int, place: int) -> int:
-        """How many jobs would be handed out before the one that stands there, in O(log n)."""
+        """How many jobs would be handed out before the one that stands there, in O(log n) and a look at few more.
+
+        A thousand that came back are one look.
+        """
         above = sum(len(self._bands[other]) for other in self._priorities if other > priority)
         band = self._bands[priority]
-        return above + band.array.rank(place) + band.returned.bisect_left(place)
+        return above + band.array.rank(place) + band.returned.rank(place)
 
     def tidy(self) -> None:
         """Compact where jobs have left, by one bounded step or twice as many slots as jobs left; once a command.
@@ -394,7 +394,7 @@ class Ready:
         return min((band for band in self._bands.values() if len(band)), key=_Band.first_place)
 
     @staticmethod
-    def _returned_goes_first(band: _Band) -> bool:
-        """Whether a job that came back, of which there are some, comes before those in the array."""
-        place = band.array.first()
-        return place is None or band.returned.peekitem(0)[0] < place
+    def _returned_goes_first(band: _Band, place: int) -> bool:
+        """Whether a job that came back to this place comes before those in the array."""
+        first = band.array.first()
+        return first is None or place < first

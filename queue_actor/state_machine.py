@@ -147,7 +147,7 @@ class StateMachine:
         self._leased_before: list[Job] = []  # jobs that were restored, until their leases start again
         self.disk_room_bytes = inf
         """What the store's disk has room for, beyond its reserve; told by the engine."""
-        self._swept_revision = 0  # when the last sweep ended
+        self._swept_revision: int | None = None  # when the last sweep ended, if it left something to do
         self._services = 0  # dequeues that found something, for the fair order
         self._enqueue_answers: Answers[Enqueued] = self._new_answers("enqueue")
         self._dequeue_answers: Answers[tuple[Holding, ...]] = self._new_answers("dequeue")
@@ -733,14 +733,16 @@ class StateMachine:
 
     def _sweep(self, _command: Sweep, now: Now) -> Swept:
         # Who is served between two sweeps waits for them no longer than for other callers; and what is forgotten keeps
-        # up with what ends, of which each is three changes.
-        changed = self._ledger.revision - self._swept_revision
+        # up with what ends, of which each is three changes. The first of several does not make up for the last second
+        # at once.
+        changed = 0 if self._swept_revision is None else self._ledger.revision - self._swept_revision
         limit = min(self._settings.sweep_slice, max(SWEEP_JOBS_MIN, changed))
         stale = slice_due(self._ledger.leases, now.monotonic, limit, partial(self._each_due, self._return_stale, now))
         due = slice_due(self._ledger.planned, now.wall, limit, partial(self._each_due, self._ready_due, now))
         expired = slice_due(self._ledger.expiries, now.wall, limit, partial(self._each_due, self._expire_waiting, now))
         kept = self._retention.sweep(now, limit)
-        self._swept_revision = self._ledger.revision
+        more = kept.more or limit in {stale, due, expired}
+        self._swept_revision = self._ledger.revision if more else None
         self._trends.tick(now)
         return Swept(
             stale=stale,
@@ -748,7 +750,7 @@ class StateMachine:
             expired=expired,
             forgotten=kept.forgotten,
             dead_lost=kept.dead_lost,
-            more=kept.more or limit in {stale, due, expired},
+            more=more,
             next_due_seconds=self.next_due_seconds(now),
             over=kept.over,
             dead_over=kept.dead_over,

@@ -8,7 +8,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from msgspec import Struct
-from sortedcontainers import SortedDict, SortedList
+from sortedcontainers import SortedList
 
 from queue_actor.commands import Enqueued
 from queue_actor.deadlines import Deadlines
@@ -52,7 +52,7 @@ def frozen(thing: Any) -> object:  # noqa: PLR0911 - one for each kind of thing
             return frozen(jobs)  # among them are refusals, which are equal to nothing but themselves
         case None | str() | bytes() | int() | float() | Enum() | Struct():
             return thing
-        case dict() | SortedDict() | ByIds():
+        case dict() | ByIds():
             return [(frozen(key), frozen(value)) for key, value in thing.items() if not callable(value)]
         case list() | tuple() | array() | SortedList():
             return [frozen(each) for each in thing]
@@ -77,7 +77,7 @@ def in_order(ready: Ready) -> list[tuple[int, int, int]]:
         ids, places = band.array._ids, band.array._places
         runs = (range(band.array._head, band.array._write), range(band.array._read, band.array._tail))
         jobs += [(priority, places[slot], ids[slot]) for run in runs for slot in run if ids[slot] != TOMBSTONE]
-        jobs += [(priority, place, id_) for place, id_ in band.returned.items()]
+        jobs += [(priority, place, id_) for place, id_ in band.returned._by_place.items()]
     return sorted(jobs)
 
 

@@ -477,7 +477,7 @@ def returned_job_loses_its_place(stack: ExitStack) -> None:
 @plant
 def returned_jobs_go_first_always(stack: ExitStack) -> None:
     """Whoever came back goes before all others of his priority."""
-    swap(stack, Ready, "_returned_goes_first", staticmethod(lambda band: bool(band.returned)))
+    swap(stack, Ready, "_returned_goes_first", staticmethod(lambda _band, _place: True))
 
 
 # --- keys

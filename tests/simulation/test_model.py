@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from queue_actor import deadlines, ids, ledger, queries, ready, state_machine
+from queue_actor import deadlines, ids, ledger, queries, ready, returned, state_machine
 from queue_actor.commands import (
     Bulk,
     BulkVerb,
@@ -975,7 +975,7 @@ def with_small_limits() -> Iterator[None]:
             (ledger, "HISTORY_ATTEMPTS_MAX", HISTORY_ATTEMPTS_MAX),
             (ready, "_COMPACT_SLOTS_MIN", COMPACT_SLOTS_MIN),
             (deadlines, "_DEAD_ENTRIES_MIN", DEAD_ENTRIES_MIN),
-            *((module, "CHUNK_BITS", CHUNK_BITS) for module in (ids, deadlines, ledger, state_machine)),
+            *((module, "CHUNK_BITS", CHUNK_BITS) for module in (ids, deadlines, ledger, returned, state_machine)),
             (ledger, "CHUNK_MASK", (1 << CHUNK_BITS) - 1),
         ):
             stack.enter_context(mock.patch.object(module, name, value))

@@ -26,7 +26,7 @@ import apsw
 import msgspec
 import trio
 
-from queue_actor import deadlines, ids, ledger, ready, service, sqlite, state_machine
+from queue_actor import deadlines, ids, ledger, ready, returned, service, sqlite, state_machine
 from queue_actor.actor import ActorEngine
 from queue_actor.archive import Archive
 from queue_actor.changes import Changes, Recovered
@@ -475,7 +475,7 @@ def small_limits() -> Iterator[None]:
         for module, name, value in (
             (ready, "_COMPACT_SLOTS_MIN", 4),
             (deadlines, "_DEAD_ENTRIES_MIN", 8),
-            *((module, "CHUNK_BITS", 2) for module in (ids, deadlines, ledger, state_machine)),
+            *((module, "CHUNK_BITS", 2) for module in (ids, deadlines, ledger, returned, state_machine)),
             (ledger, "CHUNK_MASK", 3),
             (sqlite, "CHECKPOINT_BYTES", 16 * 4_096),
         ):

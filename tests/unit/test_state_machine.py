@@ -580,11 +580,15 @@ def test_a_refusal_about_a_job_says_what_state_it_is_in(life: Life) -> None:
 
 def test_a_sweep_moves_as_many_jobs_as_others_have_changed_so_that_forgetting_keeps_up() -> None:
     life = Life(retention_seconds=0.0)
-    life(Enqueue("q", [NewJob("work")] * 500))
-    leases = life(Dequeue("q", 500)).leases
-    life(Conclude([claim(lease) for lease in leases]))
+    forgotten = []
+    for _ in range(3):
+        life(Enqueue("q", [NewJob("work")] * 500))
+        leases = life(Dequeue("q", 500)).leases
+        life(Conclude([claim(lease) for lease in leases]))
+        forgotten.append(life(Sweep()).forgotten)
 
-    assert life(Sweep()).forgotten == 500
+    # The first after a pause does not make up for what was before it; one that follows on it does, for 1,500 changes.
+    assert forgotten == [SWEEP_JOBS_MIN, 900, SWEEP_JOBS_MIN]
 
 
 def test_a_sweep_moves_a_hundred_jobs_while_little_else_is_done() -> None:
@@ -602,8 +606,10 @@ def test_a_sweep_moves_a_hundred_jobs_while_little_else_is_done() -> None:
 
 def test_a_sweep_moves_no_more_than_its_slice_however_much_is_done() -> None:
     life = Life(sweep_slice=120)
-    life(Enqueue("q", [NewJob("work")] * 250))
-    life(Dequeue("q", 250))
+    life(Enqueue("q", [NewJob("work")] * 300))
+    life(Dequeue("q", 300))
     life.passes(LEASE_SECONDS)
+    assert life(Sweep()).stale == SWEEP_JOBS_MIN
+    life(Enqueue("q", [NewJob("work")] * 500))
 
     assert life(Sweep()).stale == 120
