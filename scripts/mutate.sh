@@ -14,6 +14,7 @@ quick="not durable and not larger_array and not memory_is_flat"
 tests_of() {
     case $1 in
         ready) echo tests/unit/test_ready.py ;;
+        returned) echo tests/unit/test_returned.py ;;
         waiters) echo tests/unit/test_waiters.py tests/contract/test_waiting.py tests/unit/test_actor.py ;;
         actor) echo tests/unit/test_actor.py tests/unit/test_waiters.py tests/contract/test_waiting.py \
             tests/contract/test_engine.py ;;
@@ -65,7 +66,7 @@ environment() {
 
 case ${1:-} in
     results | show) in_copy "${2:?names no module}" "$1" "${@:3}"; exit ;;
-    all) set -- ready waiters actor deadlines retry state_machine ;;
+    all) set -- ready returned waiters actor deadlines retry state_machine ;;
     "") tests_of "" ;;
 esac
 for module in "$@"; do tests_of "$module" >/dev/null; done

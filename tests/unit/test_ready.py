@@ -7,8 +7,8 @@ import gc
 import tracemalloc
 from array import array
 from bisect import insort
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -446,6 +446,37 @@ def test_a_step_drops_no_more_than_a_slice_of_tombstones() -> None:
     twin.drain()
 
 
+@pytest.mark.parametrize("few", [1, 2, 3])
+@pytest.mark.parametrize("removed", [range(30), range(0, 60, 2), range(31, 60), {*range(5), *range(9, 40), 58}])
+def test_a_step_drops_no_more_than_so_many_tombstones(
+    few: int, removed: Iterable[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be they behind the head or before it, and however many slots a step may move."""
+    monkeypatch.setattr("queue_actor.ready._TOMBSTONES_A_STEP", few)
+    twin = array_with(60, 0, set(removed), slice_=4_096, compact=0.0)
+    left = [twin.array.statistics().tombstones]
+    for _ in range(60):
+        twin.array.tidy()
+        left.append(twin.array.statistics().tombstones)
+    dropped = [before - after for before, after in pairwise(left)]
+    assert left[-1] == 0
+    assert max(dropped) == few  # and in each step but the last as many as may be
+    assert sorted(filter(None, dropped)).count(few) == len(set(removed)) // few
+    twin.drain()
+
+
+def test_tombstones_that_the_head_has_passed_are_dropped_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("queue_actor.ready._TOMBSTONES_A_STEP", 3)
+    twin = array_with(40, 0, set(range(10)), slice_=4_096, compact=1.0)
+    twin.popleft()
+    left = [len(twin.array._tombstones)]
+    for _ in range(4):
+        twin.tidy()
+        left.append(len(twin.array._tombstones))
+    assert left == [10, 7, 4, 1, 0]
+    twin.drain()
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("ask", [ReadyArray.first, popleft], ids=lambda ask: ask.__name__)
 def test_the_head_passes_any_number_of_tombstones_in_few_steps(
@@ -771,6 +802,28 @@ def test_the_lower_place_goes_first_be_it_of_a_job_that_came_back_or_not() -> No
     ready.append(0, 1, 101)
     ready.append(0, 3, 103)
     assert [(ready.first(), popleft(ready)) for _ in range(3)] == [(101, 101), (102, 102), (103, 103)]
+
+
+def test_several_are_taken_up_to_the_place_of_one_that_came_back() -> None:
+    ready = Ready(Settings())
+    ready.extend(0, 1, [101, 102, 103, 104])
+    assert ready.head(2) == [101, 102]
+    ready.take(2)
+    ready.put_back(0, 2, 102)
+    ready.extend(0, 5, [105])
+    assert ready.head(9) == [102]
+    ready.take(1)
+    ready.take(len(ready.head(1)))
+    ready.put_back(0, 3, 103)
+    assert ready.head(9) == [103]
+    ready.take(1)
+    assert ready.head(9) == [104, 105]
+    ready.take(1)
+    ready.extend(0, 7, [107])
+    ready.put_back(0, 6, 106)
+    assert ready.head(9) == [105]
+    ready.take(1)
+    assert [ready.head(9), popleft(ready), ready.head(9)] == [[106], 106, [107]]
 
 
 def test_totals_count_arrays_that_are_gone_too() -> None:
