@@ -32,6 +32,7 @@ from queue_actor.token_file import change_file, describe, read_file
 EXIT_USAGE = 64
 EXIT_CONFIGURATION = 78
 VARIABLE = f"{PREFIX}TOKENS"
+PROGRAM = "queue-actor"
 
 
 class UsageError(Exception):
@@ -44,8 +45,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    top = _Parser(prog="python -m queue_actor token", description=__doc__, allow_abbrev=False)
+    """What the command takes, called as this process was."""
+    program = PROGRAM if Path(sys.argv[0]).name == PROGRAM else "python -m queue_actor"
+    top = _Parser(prog=f"{program} token", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="create|list|rotate|revoke")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import pytest
 
 from queue_actor.__main__ import main
 from queue_actor.access import Keyring, is_well_formed
+from queue_actor.token_command import parser
 from queue_actor.token_file import read_file
 
 OK, USAGE, UNUSABLE = 0, 64, 78
@@ -214,3 +215,12 @@ def test_it_runs_as_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         runpy.run_module("queue_actor", run_name="__main__")
     assert ended.value.code == OK
     assert "rotate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("called", "program"),
+    [("/usr/bin/queue-actor", "queue-actor"), ("/src/queue_actor/__main__.py", "python -m queue_actor")],
+)
+def test_its_help_names_it_as_it_was_called(called: str, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [called, "token"])
+    assert parser().format_usage().startswith(f"usage: {program} token ")
