@@ -39,7 +39,7 @@ EXIT_TERMINATED = 143
 @click.option("--prefix", metavar="TEXT", help="Queues whose names begin so.")
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 @with_session
-def top(session: Session, *, every: float, prefix: str | None, once: bool) -> None:
+def top(session: Session, *, every: float, prefix: str | None, once: bool) -> int:
     """Show queues, rates, consumers and failures, live; q ends it.
 
     The token needs the scope read. Rates are of the last minute, consumers those that asked in the last ten.
@@ -50,19 +50,22 @@ def top(session: Session, *, every: float, prefix: str | None, once: bool) -> No
     gatherer = Gatherer(session.client, session.target.url, prefix)
     if once:
         console.print(screen(gatherer.gather(), session.caller.now(), height=None))
-        return
+        return 0
     with (
-        ended_by_signal(),
+        signals_noted() as noted,
         keyboard(sys.stdin.fileno()),
         Live(console=console, screen=True, auto_refresh=False) as live,
         News(gatherer, every) as news,
     ):
         shown: tuple[object, object] = (None, None)
-        while not news.quit_asked(sys.stdin.fileno()):
+        while not noted and not news.quit_asked(sys.stdin.fileno()):
             # Only what is new is drawn: the terminal may be far away.
             if shown != (new := (news.snapshot, console.size)):
                 shown = new
                 live.update(screen(news.snapshot, session.caller.now(), height=console.size.height), refresh=True)
+    if noted[:1] == [signal.SIGINT]:
+        raise KeyboardInterrupt
+    return EXIT_TERMINATED if noted else 0
 
 
 class News:
@@ -116,14 +119,19 @@ def keyboard(descriptor: int) -> Iterator[None]:
 
 
 @contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """Leave the screen as it was also when SIGTERM ends the program."""
+def signals_noted() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM, so that the screen is left as it was.
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(EXIT_TERMINATED)
+    What a handler raises may be raised anywhere, also where Python swallows it: then the program would not end.
+    """
+    noted: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, end)
+    def note(number: int, _frame: FrameType | None) -> None:
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield noted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -113,16 +113,19 @@ async def test_who_comes_again_goes_on_where_he_was(client: AsyncClient, queue: 
 
 def test_who_is_closed_while_he_waits_is_gone_at_once(server: Server, shell: Shell) -> None:
     async def play(client: AsyncClient, queue: str) -> None:
-        ended = anyio.Event()
+        opened, ended = anyio.Event(), anyio.Event()
 
         async def listen(events: AsyncEvents) -> None:
-            assert [event async for event in events] == [Opened(resumed=False)]
+            assert await anext(events) == Opened(resumed=False)
+            opened.set()
+            assert [event async for event in events] == []
             ended.set()
 
         async with anyio.create_task_group() as tasks:
             events = client.follow(queue)
             tasks.start_soon(listen, events)
-            assert await anyio.to_thread.run_sync(eventually, lambda: readers(server) == 1)
+            await opened.wait()
+            assert await anyio.to_thread.run_sync(readers, server) == 1
             await events.aclose()
             await ended.wait()
         assert await anyio.to_thread.run_sync(eventually, lambda: readers(server) == 0)

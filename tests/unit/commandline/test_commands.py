@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -18,7 +19,7 @@ from queue_actor.commandline.bench import percentile
 from queue_actor.commandline.programs import found
 from queue_actor.commandline.screen import REMEMBERED_MAX, Gatherer, Snapshot, screen, shares
 from queue_actor.commandline.session import Target
-from queue_actor.commandline.top import News, ended_by_signal
+from queue_actor.commandline.top import News, signals_noted
 from tests.process.server import eventually
 from tests.unit.commandline.conftest import NOW, URL, Command, FakeServer, job_document, queue_document
 
@@ -323,8 +324,11 @@ def test_a_server_that_answers_no_more_leaves_the_figures_of_before(server: Fake
     assert re.search(r"^q +0 ", text, re.MULTILINE)
 
 
-def test_top_runs_on_a_terminal_until_q_is_pressed(
-    command: Command, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("end", "code"), [(None, 0), (signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["q", "SIGINT", "SIGTERM"]
+)
+def test_top_runs_on_a_terminal_until_it_is_ended(
+    end: signal.Signals | None, code: int, command: Command, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.answers(QUEUES, {"queues": [queue_document("q")], "next_cursor": None})
     master, slave = pty.openpty()
@@ -336,28 +340,32 @@ def test_top_runs_on_a_terminal_until_q_is_pressed(
             seen += os.read(master, 65_536)
         os.write(master, b"x")  # which means nothing, and changes nothing
         assert eventually(lambda: not select.select([slave], [], [], 0)[0])
-        os.write(master, b"q")
+        if end is None:
+            os.write(master, b"q")
+        else:
+            os.kill(os.getpid(), end)
 
     reader = threading.Thread(target=person, daemon=True)
     with os.fdopen(slave, "r", closefd=False) as keys, os.fdopen(slave, "w", closefd=False) as display:
         monkeypatch.setattr(sys, "stdin", keys)
         monkeypatch.setattr(sys, "stdout", display)
         reader.start()
-        code = command("top", "--every", "0.2").code
+        ended_with = command("top", "--every", "0.2").code
     reader.join()
     os.close(master)
     os.close(slave)
 
-    assert code == 0
+    assert ended_with == code
     assert b"\x1b[?1049h" in seen
 
 
-def test_sigterm_ends_top_as_an_error_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers: list[Any] = []
-    monkeypatch.setattr("signal.signal", lambda _number, handler: handlers.append(handler))
-    with ended_by_signal(), pytest.raises(SystemExit) as ended:
-        handlers[0](15, None)
-    assert ended.value.code == 143
+def test_signals_are_as_they_were_afterwards() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with signals_noted() as noted:
+        signal.raise_signal(signal.SIGTERM)
+    assert noted == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 class Closing(Gatherer):
