@@ -79,13 +79,7 @@ class ReadyArray:
 
     def statistics(self) -> ArrayStatistics:
         """The shape of the array now."""
-        return ArrayStatistics(
-            capacity=self.capacity,
-            used=self._tail,
-            live=self.live,
-            tombstones=self._buried,
-            compactions=self.compactions,
-        )
+        return ArrayStatistics(self.capacity, self._tail, self.live, self._buried, self.compactions)
 
     def extend(self, place: int, ids: Sequence[int]) -> None:
         """Put jobs at the tail, with this place and those that follow it."""
@@ -130,12 +124,17 @@ class ReadyArray:
     def remove(self, place: int) -> None:
         """Take a job out of the middle; a tombstone stays until the head or a compaction passes it.
 
+        The first job leaves none: a purge takes out all of them, one after the other.
+
         Raises:
             KeyError: No job has this place.
         """
         slot = self._slot(place)
         if slot is None or self._ids[slot] == TOMBSTONE:
             raise KeyError(place)
+        if slot == (self._head if self._head < self._write else self._read):
+            self.take(1)
+            return
         self._ids[slot] = TOMBSTONE
         self.live -= 1
         self._tombstones.add(place)
