@@ -1,6 +1,7 @@
 """A request of the classic routes against a bare `pong`: the server's CPU per request, by turns in one run."""
 
 import cProfile
+import gc
 import os
 import sys
 from collections.abc import Generator, Sequence
@@ -178,6 +179,8 @@ def serve(settings: Settings, parts: Parts, profile_file: Path | None = None) ->
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     listener = listen(settings)
     set_up_logging(settings)
+    gc.collect()
+    gc.freeze()  # as the program does: see `_run` of web/__main__.py
     print(f"{READY}{listener.getsockname()[1]}", flush=True)
     profile = cProfile.Profile()
     if profile_file:
