@@ -34,7 +34,7 @@ TOMBSTONE = 0
 """In place of an id; ids start at 1."""
 
 _TOMBSTONES_A_STEP = 512
-"""Tombstones that one step drops: each takes as long as moving twenty slots."""
+"""Tombstones that one step drops: each is looked for in a sorted list, where a slot is only copied."""
 
 _COMPACT_SLOTS_MIN = 16
 """Used slots below which an array is not compacted: there is nothing to gain."""

@@ -54,6 +54,7 @@ def what_is_missing() -> str | None:
 def need_browser() -> None:
     """Skip the module that calls this where something is missing; one line tells of all of them."""
     if reason := what_is_missing():
+        # Who changes something else need not install a browser; with CI=true this has failed before.
         pytest.skip(reason, allow_module_level=True)
 
 

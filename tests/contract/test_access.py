@@ -99,6 +99,20 @@ async def test_two_tokens_at_once_are_none(server: Server, tokens: Tokens) -> No
     assert answer.problem == (401, "unauthorized", None)
 
 
+async def test_however_a_token_is_written_no_more_is_remembered_of_it_than_there_is_room_for(
+    server: Server, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("web.auth.SHOWN_FIELDS_MAX", 3)
+    access = server.app.access
+    assert access is not None
+    token = add(server, tokens, "reader", "read")["Authorization"].removeprefix("Bearer ")
+    for spaces in range(1, 12):
+        assert await code(server, "GET", Q, Authorization=f"Bearer{' ' * spaces}{token}") == (200, "")
+        assert 1 <= len(access._shown) <= 3
+    assert await code(server, "GET", Q, Authorization=f"Bearer {token[:-1]}") == (401, "unauthorized")
+    assert len(access._shown) <= 3  # nothing of what is refused
+
+
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER   "])
 async def test_the_scheme_may_be_written_in_any_case(server: Server, tokens: Tokens, scheme: str) -> None:
     token = add(server, tokens, "a", "read")["Authorization"].removeprefix("Bearer ")

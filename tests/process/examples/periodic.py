@@ -14,7 +14,7 @@ moments = int(sys.argv[2]) if len(sys.argv) > 2 else None
 with Client() as client:
     moment = int(time.time() // every)
     while moments is None or moments > 0:
-        time.sleep(max(0.0, moment * every - time.time()))
+        time.sleep(max(0.0, moment * every - time.time()))  # what the example is for: a program that lives by the clock
         # A report that was not begun when the next one is due is not made any more.
         job = client.enqueue(
             "reports", "report", {"moment": moment}, idempotency_key=f"report {every} {moment}", ttl_seconds=every
