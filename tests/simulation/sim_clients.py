@@ -79,6 +79,9 @@ TRIES_MAX = 5
 DRAIN_SECONDS = 20.0
 """Longest lease, longest delay, a sweep, and the work: all is done so soon after the last fault."""
 
+DELAY_SECONDS_MAX = 10.0
+"""Of a job in the drain. A clock that was set back, or the server's own retries, would have some wait for longer."""
+
 READ_SLACK_SECONDS = 0.7
 """After the commit of a job's end, whoever waits for it has been told."""
 
@@ -471,7 +474,7 @@ async def everybody(world: World) -> None:
         for name in world.plan.clients:
             nursery.start_soon(KINDS[name.rstrip("0123456789")](world, name).run)
     world.calm_down()
-    await _drain(world)
+    await drain(world)
     await _check_history(world)
 
 
@@ -484,7 +487,8 @@ async def _insist(world: World, command: Command[R]) -> R:
             await trio.sleep(0.05)
 
 
-async def _drain(world: World) -> None:
+async def drain(world: World) -> None:
+    """Conclude all that is left, which has to come to an end."""
     auditor = world.auditor
     await world.up.wait()
     began = trio.current_time()
@@ -501,7 +505,7 @@ async def _drain(world: World) -> None:
             auditor.violate("not_drained", f"{left} are not done {DRAIN_SECONDS:g} s after the last fault")
         for queue in (PLAIN, "left", "mail:*"):
             await _conclude_all(world, queue)
-        far = world.clock().wall + DRAIN_SECONDS  # of those that wait for a clock which was set back
+        far = world.clock().wall + DELAY_SECONDS_MAX
         for job in list(auditor.now_kept.jobs.values()):
             if job.state is JobState.SCHEDULED and job.not_before is not None and job.not_before > far:
                 await _insist(world, RunNow(job.queue, [job.id]))
