@@ -1,7 +1,8 @@
 """The jobs in a worker's hands, and the clock by which it holds them.
 
-A lease is counted on the worker's own monotonic clock, from a moment at which it cannot have begun yet, so the worker
-believes it over before the server does, never after. Every third of it the lease is extended, many in one request.
+A lease is counted on the worker's own monotonic clock, from the moment at which it was asked for, so the worker
+believes it over before the server does, never after. Every third of it the lease is extended, many in one request; one
+whose answer was so long in coming is extended before its handler begins.
 What cannot be extended by its end is lost, whatever the reason, and its handler is stopped.
 
 Two tasks do that. One sends heartbeats, and may have to wait for an answer; the other looks at deadlines, and waits for
@@ -91,6 +92,7 @@ class Held:
         phase: Where it is.
         lease_ends: When the lease is over, by the worker's clock.
         beat_at: When to extend it next.
+        fresh_until: When its handler may begin no more before it is extended.
         limit_at: When the handler has taken too long.
         limit: What to say then.
         kill_at: When to end a handler that was asked to stop and has not.
@@ -98,15 +100,18 @@ class Held:
         told: Whether what came of it has been handed on, so that nothing later counts.
     """
 
-    def __init__(self, job: Job, handler: Handler | None, began: float) -> None:
-        """Take it in hand, with a lease that began at `began` or later."""
+    def __init__(self, job: Job, handler: Handler | None, sent: float, now: float) -> None:
+        """Take it in hand now, with a lease that began when it was asked for, at `sent`, or some time later."""
         seconds = leased(job).seconds
         self.job = job
         self.handler = handler
         self.running = RunningJob(job, self._report)
         self.phase = Phase.WAITING
-        self.lease_ends = began + seconds
-        self.beat_at = began + seconds / BEATS_PER_LEASE
+        self.beat_at = self.fresh_until = sent + seconds / BEATS_PER_LEASE
+        self._ends_first = sent + seconds
+        # One that is not fresh is extended before anything is done under it. Until then nobody is harmed by believing
+        # it as young as it can be, which after a long wait for a job it probably is.
+        self.lease_ends = self._ends_first if now < self.fresh_until else now + seconds
         self.lease_seconds: float = seconds
         self.limit_at = inf
         self.limit = ""
@@ -116,8 +121,8 @@ class Held:
         self.verdict: Outcome | None = None
         self.changed: Callable[[], None] = lambda: None
         self._progress: bytes | None = None
-        self._progressed_at = began
-        self._beaten_at = began
+        self._progressed_at = sent
+        self._beaten_at = sent
 
     @property
     def name(self) -> tuple[str, int]:
@@ -174,10 +179,15 @@ class Held:
     def extended(self, sent: float, seconds: float) -> None:
         """The lease has begun again, some time after `sent`."""
         self.lease_seconds = seconds
-        self.lease_ends = sent + seconds
+        self.lease_ends = self._ends_first = sent + seconds
         self._beaten_at = sent
+        self.fresh_until = sent + seconds / BEATS_PER_LEASE
         soon = inf if self._progress is None else sent + PROGRESS_SECONDS
-        self.beat_at = min(sent + seconds / BEATS_PER_LEASE, soon)
+        self.beat_at = min(self.fresh_until, soon)
+
+    def not_extended(self) -> None:
+        """The lease will not begin again: it is taken for as old as it may be, and what is left of it has to do."""
+        self.lease_ends = self.fresh_until = min(self.lease_ends, self._ends_first)
 
     def halted_by(self, halt: Callable[[StopReason], None]) -> None:
         """How to make the handler stop, if it has begun; it may have been asked to before it did."""
@@ -254,7 +264,7 @@ class Heartbeats:
         """Take a job in hand. One that was in hand already is lost: this is a later lease of it."""
         earlier = self.held.get(held.name)
         if earlier is not None:
-            self.stop(earlier, "lost")
+            self._lose(earlier, "leased_again")
         held.changed = self.changed
         self.held[held.name] = held
         self.changed()
@@ -278,6 +288,12 @@ class Heartbeats:
             held.kill_at = anyio.current_time() + CANCEL_SECONDS
         self._stopped(held)
         self.changed()
+
+    def _lose(self, held: Held, code: str) -> None:
+        """Its lease is another's, or nobody's; whoever has heard of it twice is told once."""
+        if held.phase is not Phase.ENDED and held.running.stopping != "lost":
+            logger.warning("lease_lost", extra={"facts": {**held.facts, "code": code}})
+        self.stop(held, "lost")
 
     # --- deadlines
 
@@ -361,14 +377,15 @@ class Heartbeats:
                 logger.info("cancel_requested", extra={"facts": held.facts})
                 self.stop(held, "cancelled")
         elif result.code in ENDED:
-            logger.warning("lease_lost", extra={"facts": {**held.facts, "code": result.code}})
-            self.stop(held, "lost")
+            self._lose(held, result.code)
         elif result.code == "run_too_long":
             # The lease holds to its end, and a word in time is better than none.
+            held.not_extended()
             held.beat_at = inf
             if held.running.stopping is None:
                 held.limit_at = min(held.limit_at, held.lease_ends - held.lease_seconds / 10)
                 held.limit = "its queue lets no attempt run longer (run_seconds_max)"
         else:
             logger.error("beat_refused", extra={"facts": {**held.facts, "code": result.code}})
+            held.not_extended()
             held.beat_at = anyio.current_time() + held.lease_seconds / 12

@@ -225,7 +225,7 @@ class Worker:
                     return
         finally:
             self._asked -= count
-            self._bring(jobs, min(anyio.current_time(), sent + options.wait_seconds))
+            self._bring(jobs, sent)
 
     def _give_up(self, error: ClientError) -> None:
         logger.error("dequeue_forbidden", extra={"facts": {"reason": str(error)}})
@@ -237,11 +237,12 @@ class Worker:
         self._bring(jobs, sent)
         self._room.ring()
 
-    def _bring(self, jobs: Sequence[Job], began: float) -> None:
+    def _bring(self, jobs: Sequence[Job], sent: float) -> None:
+        now = anyio.current_time()
         for job in jobs:
             self._counters.dequeued += 1
             handler = self._handlers.find(job.queue, job.type)
-            held = Held(job, handler, began)
+            held = Held(job, handler, sent, now)
             self._heartbeats.hold(held)
             if handler is None:
                 self._counters.no_handler += 1
@@ -257,12 +258,12 @@ class Worker:
     def _fill(self) -> None:
         """Begin with the jobs that wait, as far as there are places.
 
-        One whose lease may be old already, since its answer was long in coming, is extended first.
+        One whose lease may be old already, since it or its extension was long in coming, is extended first.
         """
         if self._finished.is_set() or anyio.current_effective_deadline() == -inf:
             return  # it ends at once, and begins with nothing more
         now = anyio.current_time()
-        for held in [held for held in self._waiting if now < held.beat_at]:
+        for held in [held for held in self._waiting if now < held.fresh_until]:
             if self._running == self._options.concurrency:
                 return
             self._waiting.remove(held)

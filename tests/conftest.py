@@ -20,6 +20,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unhurried")
 
 
+UNCOUNTED = {"browser", "process", "simulation"}
+"""Folders of tests for which no coverage is counted."""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that start processes together, and run in virtual time what is marked so.
@@ -35,12 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Count no coverage while a slow test runs: that makes it three times as slow. The quick ones have to cover all.
+    """Count no coverage while a test runs that leaves to chance, or to other processes, what it reaches.
 
-    The mark that pytest-cov has for it does nothing in the processes of pytest-xdist.
+    Counting makes a test three times as slow, and what is reached by chance is not covered: the tests of units and of
+    the contract have to reach all. The mark that pytest-cov has for it does nothing in the processes of pytest-xdist.
     """
     counting = sys.gettrace()
-    if item.get_closest_marker("slow"):
+    if item.get_closest_marker("slow") or item.path.parent.name in UNCOUNTED:
         sys.settrace(None)
     try:
         return (yield)

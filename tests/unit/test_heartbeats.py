@@ -60,7 +60,8 @@ class Bench:
         self.stopped.append((held.job.id, trio.current_time(), held.running.stopping))
 
     def hold(self, id_: int = 1, *, begin: bool = True, **limits: Any) -> Held:
-        held = Held(a_job(id=id_), Handler("t", nothing, **limits), trio.current_time())
+        now = trio.current_time()
+        held = Held(a_job(id=id_), Handler("t", nothing, **limits), now, now)
         self.heartbeats.hold(held)
         if begin:
             held.begin(trio.current_time())
@@ -84,6 +85,25 @@ async def test_a_lease_that_may_not_be_extended_runs_out(caplog: pytest.LogCaptu
         assert reason == "lost"
         assert len(here.server.beats) > 4
         assert [record.message for record in caplog.records].count("beat_refused") > 4
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("code", "stopped"), [("forbidden", (10, "lost")), ("run_too_long", (7, "time_limit"))])
+async def test_what_may_not_be_extended_has_what_is_surely_left_of_its_lease(
+    code: str, stopped: tuple[float, StopReason]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        here = await bench(nursery)
+        here.server.codes[1] = code
+        now = trio.current_time()
+        held = Held(a_job(), Handler("t", nothing), now - 20, now)
+        assert (held.fresh_until, held.lease_ends) == (now - 10, now + 30)
+        here.heartbeats.hold(held)
+        await trio.sleep(1)
+        assert (held.fresh_until, held.lease_ends) == (now + 10, now + 10)
+        await trio.sleep(9)
+        seconds, reason = stopped
+        assert here.stopped[0] == (1, now + seconds, reason)
         nursery.cancel_scope.cancel()
 
 
@@ -170,7 +190,7 @@ async def test_the_newest_progress_is_told_also_if_an_older_one_did_not_arrive()
 
 
 async def test_a_job_with_nobody_to_do_it_has_no_limits() -> None:
-    held = Held(a_job(), None, trio.current_time())
+    held = Held(a_job(), None, trio.current_time(), trio.current_time())
     held.running.report(1)
     assert held.stuck_at == float("inf")
     assert held.stop("stuck")
@@ -178,7 +198,7 @@ async def test_a_job_with_nobody_to_do_it_has_no_limits() -> None:
     await trio.lowlevel.checkpoint()
 
 
-async def test_what_is_let_go_may_be_in_other_hands_already() -> None:
+async def test_what_is_let_go_may_be_in_other_hands_already(caplog: pytest.LogCaptureFixture) -> None:
     async with trio.open_nursery() as nursery:
         here = await bench(nursery)
         earlier = here.hold()
@@ -188,6 +208,10 @@ async def test_what_is_let_go_may_be_in_other_hands_already() -> None:
         here.heartbeats.let_go(later)
         assert here.heartbeats.held == {}
         assert [reason for _, _, reason in here.stopped] == ["lost"]
+        here.server.codes[1] = "lease_lost"
+        await trio.sleep(12)  # both are told of once
+        assert [record.message for record in caplog.records] == ["lease_lost"]
+        assert caplog.records[0].__dict__["facts"]["code"] == "leased_again"
         nursery.cancel_scope.cancel()
 
 

@@ -73,7 +73,7 @@ class Bench:
         )
 
     def add(self, id_: int, outcome: Any) -> None:
-        self.reports.add(Held(a_job(id=id_), None, 0.0), outcome)
+        self.reports.add(Held(a_job(id=id_), None, 0.0, 0.0), outcome)
 
 
 FAILED = Failed(JobError("T", "m"))
