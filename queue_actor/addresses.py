@@ -8,6 +8,10 @@ _HOST_PORT: Final = re.compile(r"\A(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za
 PORT_MAX: Final = 65_535
 
 
+class AddressError(ValueError):
+    """An address that cannot be listened on. The message says whose it is, and why."""
+
+
 class Address(NamedTuple):
     """An address of this machine."""
 

@@ -9,7 +9,7 @@ from queue_actor.figures import HistogramFigures
 
 
 def told(name: str, metric: Metric, values: Values) -> tuple[str, str, dict[tuple[str, ...], float]]:
-    """Type, help and samples of a metric, when it has been text; the samples by name and labels, these in order of their names."""
+    """Type, help and samples of a metric that has been text; the samples by name and labels, sorted by their names."""
 
     class One:
         def collect(self) -> list[Family]:
