@@ -170,9 +170,8 @@ class _Scrapes(ThreadingMixIn, TCPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(
-                LOOK_SECONDS
-            )  # no more files, perhaps: who looks again at once takes the processor from the loop
+            # There are no more files, perhaps, and whoever looks again at once takes the processor from the loop.
+            time.sleep(LOOK_SECONDS)
             raise
 
     def verify_request(self, request: Any, _address: Any) -> bool:

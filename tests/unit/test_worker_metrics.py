@@ -349,12 +349,14 @@ def test_an_app_is_scraped_for_as_long_as_it_runs(
 
     @app.job("t")
     def handle() -> None:
-        urls.extend(
-            record.__dict__["facts"]["address"] for record in caplog.records if record.getMessage() == "worker_metrics"
-        )
-        look()
-        os.kill(os.getpid(), signal.SIGTERM)
-        while not scraped[-1]["queue_actor_worker_draining",]:
+        try:
+            found = [record for record in caplog.records if record.getMessage() == "worker_metrics"]
+            urls.append(found[0].__dict__["facts"]["address"])
+            look()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while not scraped[-1]["queue_actor_worker_draining",] and time.monotonic() < deadline:
             look()
 
     with caplog.at_level(logging.INFO, "queue_actor.worker"):
