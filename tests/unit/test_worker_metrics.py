@@ -117,6 +117,30 @@ def test_types_are_those_that_there_are_handlers_for_and_all_are_told_from_the_s
     } | dict.fromkeys([("run_seconds_bucket", bucket, "crop") for bucket in buckets], 1)
 
 
+class Untouchable(dict[Any, Any]):
+    """Has a length, and nothing else that another thread may look at."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise AssertionError("iterated over by a thread that is not the loop's")
+
+    __iter__ = keys = values = items = copy = _refuse
+
+
+def test_a_scrape_iterates_over_nothing_that_the_loop_adds_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = a_worker()
+    for part, name in (
+        (worker, "_waiting"),
+        (worker, "_in_threads"),
+        (worker._heartbeats, "held"),
+        (worker._reports, "_untold"),
+    ):
+        monkeypatch.setattr(part, name, Untouchable(a=1, b=2))
+
+    values = told(worker)
+
+    assert [values[name,] for name in ("running", "waiting", "threads", "unheard")] == [0, 2, 2, 2]
+
+
 def test_a_registry_takes_one_worker_and_knows_a_second_one() -> None:
     registry = CollectorRegistry()
     registry.register(WorkerCollector(a_worker()))
