@@ -1,10 +1,20 @@
-"""What a worker counts."""
+"""What a worker counts.
 
+A monitor reads this in a thread of its own, while the loop goes on and waits for nobody. So what is read has a shape
+that does not change: attributes, and histograms of the types that there are handlers for, all of them there from the
+start. Nothing may be iterated over that the loop adds to or takes from, such as the jobs in hand: a dict that changes
+its size under an iteration raises, and whoever would have to lock it would hold up the loop. The `len` of such a thing
+is one step of the interpreter, and may be read. Figures of one scrape may so be a step of the loop apart.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
+from queue_actor.figures import HistogramFigures
 from queue_actor.handlers import StopReason
+from queue_actor.meters import JOB_SECONDS, Histogram
 
 Verb = Literal["conclude", "fail", "release"]
 """What the server is told of a job."""
@@ -58,6 +68,26 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     children_died: int
 
 
+class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a worker tells to monitors, of this moment.
+
+    Attributes:
+        statistics: What it counts.
+        concurrency: Handlers that may run at once.
+        prefetch: Jobs that may be leased beyond that.
+        draining: Whether it takes no more jobs, and ends when those that run have ended.
+        reached: Whether the server is heard when it is asked for jobs, and when it is told outcomes.
+        runs: How long handlers ran, in seconds, by the type of their jobs.
+    """
+
+    statistics: Statistics
+    concurrency: int
+    prefetch: int
+    draining: bool
+    reached: Mapping[str, bool]
+    runs: Mapping[str, HistogramFigures]
+
+
 class Counters:
     """The counts of a worker, for its parts to add to."""
 
@@ -95,3 +125,21 @@ class Counters:
     def statistics(self, **gauges: Any) -> Statistics:
         """All of them, and the figures of this moment."""
         return Statistics(**vars(self), **gauges)
+
+
+class Runs:
+    """How long handlers ran, by the type of their jobs.
+
+    There are no other types than these, whatever producers make up: a monitor keeps each of them for ever.
+    """
+
+    def __init__(self, types: Iterable[str]) -> None:
+        self._seconds = {type_: Histogram(JOB_SECONDS) for type_ in types}
+
+    def note(self, type_: str, seconds: float) -> None:
+        """Count a run."""
+        self._seconds[type_].observe(seconds)
+
+    def figures(self) -> dict[str, HistogramFigures]:
+        """What was counted so far."""
+        return {type_: histogram.figures() for type_, histogram in self._seconds.items()}

@@ -19,21 +19,26 @@ class Reach:
     """
 
     def __init__(self, what: str) -> None:
-        """`what` is asked or told, for the log."""
-        self._what = what
+        """`what` is asked or told, for the log and for monitors."""
+        self.what = what
         self._tries = 0
         self._random = Random()  # noqa: S311 - pauses are no secrets
+
+    @property
+    def reached(self) -> bool:
+        """Whether the last request has come to something; also as long as there was none."""
+        return not self._tries
 
     def heard(self) -> None:
         """It has answered."""
         if self._tries:
-            logger.info("server_reached", extra={"facts": {"what": self._what, "tries": self._tries}})
+            logger.info("server_reached", extra={"facts": {"what": self.what, "tries": self._tries}})
         self._tries = 0
 
     def unheard(self, error: ClientError) -> float:
         """It has not, or with a refusal for now; how many seconds to wait: longer each time, and not all alike."""
         if not self._tries:
-            logger.warning("server_unreached", extra={"facts": {"what": self._what, "reason": str(error)}})
+            logger.warning("server_unreached", extra={"facts": {"what": self.what, "reason": str(error)}})
         pause = self._random.uniform(0.5, 1.0) * min(
             FIRST_PAUSE_SECONDS * 2.0 ** min(self._tries, 20), PAUSE_SECONDS_MAX
         )

@@ -135,6 +135,7 @@ class Reports:
         except ClientError as error:
             if not is_final(error):
                 raise
+            self._reach.heard()
             self._refused(batch, error)
         else:
             self._reach.heard()

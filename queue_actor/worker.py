@@ -32,6 +32,7 @@ from queue_actor.handlers import Handler, Handlers, Mode, Reject, Retry, Running
 from queue_actor.jobs import DEFAULT_QUEUE
 from queue_actor.worker_lines import LogShape, log_to_stderr
 from queue_actor.worker_loop import Worker
+from queue_actor.worker_metrics import serving
 from queue_actor.worker_options import GivenOptions, Options, Server
 
 __all__ = [
@@ -138,6 +139,7 @@ class App:
         token: str | None = None,
         server: Server | None = None,
         signals: bool = True,
+        metrics: str | None = None,
         **given: Unpack[GivenOptions],
     ) -> Statistics:
         """Work until SIGTERM or SIGINT asks to end; what was done.
@@ -149,9 +151,12 @@ class App:
             token: The access token. None: QUEUE_ACTOR_TOKEN, and without that none is shown.
             server: A client of your own, in place of these two.
             signals: Whether to look at signals, which only the main thread can.
+            metrics: HOST:PORT where it is scraped at `GET /metrics` for as long as it works; port 0 is a free one, and
+                its log says which. None: nowhere.
             given: How it works, see `Options`.
 
         Raises:
+            AddressError: `metrics` cannot be listened on.
             ClientError: The server will not give it jobs: a wrong token, for one.
             TypeError: A handler that is to run in processes cannot.
             ValueError: An option is out of bounds, or there is no handler.
@@ -161,6 +166,8 @@ class App:
                 client = AsyncClient(url, token, repeat_seconds=REPEAT_SECONDS, coalesce=False)
                 server = await stack.enter_async_context(client)
             worker = self.worker(server, **given)
+            if metrics is not None:
+                stack.enter_context(serving(worker, metrics))
             refusal: ClientError | None = None
             async with anyio.create_task_group() as tasks:
                 if signals:
@@ -181,6 +188,7 @@ class App:
         token: str | None = None,
         backend: Literal["asyncio", "trio"] = "asyncio",
         log: LogShape = "text",
+        metrics: str | None = None,
         leave: Callable[[int], Any] = os._exit,
         **given: Unpack[GivenOptions],
     ) -> int:
@@ -193,6 +201,7 @@ class App:
             token: The access token, likewise.
             backend: What runs asynchronous handlers.
             log: The shape of log lines on standard error, unless the program has set up logging itself.
+            metrics: Where it is scraped, as for `run_async`.
             leave: Ends the process when threads are left that do not stop.
             given: How it works, see `Options`.
         """
@@ -201,7 +210,7 @@ class App:
         log_to_stderr(log)
 
         async def main() -> Statistics:
-            return await self.run_async(url=url, token=token, **given)
+            return await self.run_async(url=url, token=token, metrics=metrics, **given)
 
         statistics = anyio.run(main, backend=backend)
         status = LEFT_BEHIND if statistics.unreported else 0

@@ -27,7 +27,7 @@ from queue_actor.children import Child, Children
 from queue_actor.client_answers import Job
 from queue_actor.client_bodies import Dequeue
 from queue_actor.client_errors import ClientError
-from queue_actor.counters import Counters, Statistics
+from queue_actor.counters import Counters, Runs, Statistics, WorkerFigures
 from queue_actor.handlers import Done, Dropped, Failed, Handlers, Outcome, Released
 from queue_actor.heartbeats import Bell, Heartbeats, Held, Phase
 from queue_actor.reach import Reach, is_final
@@ -67,10 +67,12 @@ class Worker:
         self._options = options
         self._consumer = options.consumer or f"{socket.gethostname()}-{os.getpid()}"
         self._counters = Counters()
+        self._runs = Runs(handler.type for handler in handlers)
         self._reach = Reach("jobs")
+        self._reach_of_outcomes = Reach("outcomes")
         self._heartbeats = Heartbeats(server, self._counters, self._stopped, self._fill)
         self._reports = Reports(
-            server, self._counters, Reach("outcomes"), ask=self._ask, answered=self._answered, over=self._over
+            server, self._counters, self._reach_of_outcomes, ask=self._ask, answered=self._answered, over=self._over
         )
         self._children = Children(handlers.of_processes(), self._counters)
         self._waiting: deque[Held] = deque()
@@ -86,9 +88,20 @@ class Worker:
         self._refusal: ClientError | None = None
 
     def statistics(self) -> Statistics:
-        """Figures of this moment."""
+        """Figures of this moment, for any thread."""
         return self._counters.statistics(
             running=self._running, waiting=len(self._waiting), unheard=len(self._reports), threads=len(self._in_threads)
+        )
+
+    def figures(self) -> WorkerFigures:
+        """The same, and all else that monitors are told, for any thread. counters.py says why that does no harm."""
+        return WorkerFigures(
+            statistics=self.statistics(),
+            concurrency=self._options.concurrency,
+            prefetch=self._options.prefetch,
+            draining=self._draining.is_set(),
+            reached={reach.what: reach.reached for reach in (self._reach, self._reach_of_outcomes)},
+            runs=self._runs.figures(),
         )
 
     # --- its life
@@ -214,6 +227,7 @@ class Worker:
                 except ClientError as error:
                     self._counters.polls_unheard += 1
                     if is_final(error):
+                        self._reach.heard()
                         self._give_up(error)
                         return
                     with anyio.move_on_after(self._reach.unheard(error)):
@@ -276,10 +290,12 @@ class Worker:
     # --- jobs are done
 
     async def _perform(self, held: Held) -> None:
+        began = anyio.current_time()
         try:
             outcome = await self._outcome_of(held)
         finally:
             self._running -= 1
+        self._runs.note(held.job.type, anyio.current_time() - began)
         if held.told:
             logger.warning("thread_ended_late", extra={"facts": held.facts})
             self._room.ring()

@@ -18,6 +18,7 @@ from queue_actor.rows import JOB_COLUMNS, QUEUE_COLUMNS
 from queue_actor.schema import SCHEMA_VERSION
 from queue_actor.service import open_engine
 from queue_actor.settings import SETTINGS, Setting, Settings, help_text
+from queue_actor.worker_metrics import METRICS
 from tests.contract import document, v1
 from tests.contract.document import CONTRACT, Route
 from tests.contract.stack import Server, serving
@@ -332,6 +333,15 @@ def test_an_answer_is_compared_with_what_is_shown(said: str, got: Any, where: st
 def test_the_contract_names_every_header_of_the_consumer() -> None:
     for header in CONSUMER_HEADERS:
         assert f"`{header}`" in CONTRACT
+
+
+def test_the_readme_tells_every_metric_of_a_worker_as_it_is() -> None:
+    told = document.table(README, "worker metrics")
+
+    assert told == [
+        [f"`{name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help]
+        for name, metric in METRICS.items()
+    ]
 
 
 # --- the file of the store

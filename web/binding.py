@@ -6,9 +6,9 @@ import stat
 from ipaddress import ip_address
 from pathlib import Path
 
+from queue_actor import addresses
 from queue_actor.settings import PREFIX, SettingError, Settings
 
-_HOST_PORT = re.compile(r"\A(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>[0-9]{1,5})\Z")
 _VARIABLE = f"{PREFIX}BIND"
 
 
@@ -42,18 +42,14 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _tcp(bind: str, settings: Settings) -> socket.socket:
-    match = _HOST_PORT.match(bind)
-    if match is None or int(match["port"]) > 65_535:  # noqa: PLR2004 - the largest port there is
+    address = addresses.find(bind)
+    if address is None:
         raise SettingError(f"{_VARIABLE}: {bind!r} is not HOST:PORT, unix:PATH or fd://NUMBER")
-    host = match["six"] or match["host"]
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, int(match["port"]), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    _refuse_network(str(address[0]), settings)
-    listener = socket.socket(family, kind, protocol)
+    _refuse_network(str(address.name[0]), settings)
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind(address.name)
         # Only now does the kernel refuse a port that somebody else listens on.
         listener.listen()
     except OSError:
@@ -122,5 +118,4 @@ def address_of(listener: socket.socket, scheme: str = "http") -> str:
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
-    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
-    return f"{scheme}://{host}:{name[1]}"
+    return f"{scheme}://{addresses.written(name)}"

@@ -1,27 +1,14 @@
 """The series of `/metrics`: every metric's name, type, labels and meaning, and how a snapshot becomes text."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.utils import floatToGoString
 
 from queue_actor.engine import EngineStatistics, StoreStatistics
+from queue_actor.families import Metric, Values, family
 from queue_actor.figures import EngineFigures, HistogramFigures, QueueFigures
 from queue_actor.settings import Settings
-
-Values = Iterable[tuple[tuple[str, ...], Any]]
-"""The values of a metric: those of its labels, and a number or a histogram."""
-
-
-class Metric(NamedTuple):
-    """A metric as it is declared."""
-
-    kind: str
-    labels: tuple[str, ...]
-    help: str
 
 
 def _queue(kind: str, help_: str, *labels: str) -> Metric:
@@ -123,7 +110,7 @@ def families(snapshot: Snapshot) -> Iterator[Family]:
     told = dict(_told(snapshot))
     for name, metric in METRICS.items():
         if name in told:
-            yield _family(name, metric, told[name])
+            yield family(name, metric, told[name])
 
 
 def _told(snapshot: Snapshot) -> Iterator[tuple[str, Values]]:
@@ -180,22 +167,3 @@ def _of_queues(queues: Sequence[QueueFigures]) -> Iterator[tuple[str, Values]]:
         ("growths_total", "growths"),
     ):
         yield f"queue_actor_{name}", [((q.name,), getattr(q, field)) for q in queues]
-
-
-def _family(name: str, metric: Metric, values: Values) -> Family:
-    if metric.kind == "histogram":
-        histogram = HistogramMetricFamily(name, metric.help, labels=metric.labels)
-        for labels, figures in values:
-            histogram.add_metric(labels, _buckets(figures), figures.sum)
-        return histogram
-    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    family = kind(name, metric.help, labels=metric.labels)
-    for labels, value in values:
-        family.add_metric(labels, value)
-    return family
-
-
-def _buckets(figures: HistogramFigures) -> list[tuple[str, float]]:
-    """How many values were at most each bound, as Prometheus counts."""
-    bounds = [*map(floatToGoString, figures.bounds), "+Inf"]
-    return list(zip(bounds, accumulate(figures.counts), strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from queue_actor import token_command
+from queue_actor.addresses import AddressError
 from queue_actor.commandline.session import Caller, Session, examples, with_session
 from queue_actor.settings import help_text
 
@@ -66,6 +67,7 @@ class AppReference(click.ParamType[tuple[str, str]]):
     epilog=examples(
         "queue-actor work tasks:app",
         "queue-actor work tasks:app -q urgent -q images --concurrency 20",
+        "queue-actor work tasks:app --metrics 127.0.0.1:9100",
     )
 )
 @click.argument("app", metavar="MODULE:APP", type=AppReference())
@@ -78,13 +80,17 @@ class AppReference(click.ParamType[tuple[str, str]]):
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), help="What runs asynchronous handlers.")
 @click.option("--log", type=click.Choice(["text", "json"]), help="The shape of log lines on standard error.")
 @click.option("--consumer", metavar="NAME", help="The worker's name; else that of the machine and the process.")
+@click.option("--metrics", metavar="HOST:PORT", help="Where it is scraped, at /metrics; the log tells what port 0 is.")
 @with_session
 def work(session: Session, *, app: tuple[str, str], queues: tuple[str, ...], **options: Any) -> int:
     """Work jobs off with the handlers of an app, until SIGTERM. A second one stops at once."""
     given = {name: value for name, value in options.items() if value is not None}
     if queues:
         given["queues"] = queues
-    status: int = found(*app).run(url=session.target.url, token=session.target.token, **given)
+    try:
+        status: int = found(*app).run(url=session.target.url, token=session.target.token, **given)
+    except AddressError as error:
+        raise click.UsageError(f"--{error}") from error
     return status
 
 

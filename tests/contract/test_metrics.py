@@ -16,10 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from queue_actor.commands import DeleteQueue, Enqueue, NewJob
 from queue_actor.queries import MEASURED_QUEUES_MAX
 from queue_actor.settings import Settings
+from queue_actor.worker_metrics import WorkerCollector
 from tests.contract import document
 from tests.contract.document import CONTRACT
 from tests.contract.stack import Server, serving
 from tests.fakes import Call, FakeStore, jump
+from tests.unit.test_worker_metrics import a_worker
 from web.metrics import ANSWER_SECONDS, ANSWERS_SECONDS, LAG_SECONDS, OTHER
 from web.series import METRICS
 
@@ -326,6 +328,7 @@ async def test_every_metric_and_label_that_is_asked_for_is_told(file: str) -> No
     async with serving(Settings(data="in memory")) as server:
         await server.enqueue()
         samples = [sample for family in (await families(server)).values() for sample in family.samples]
+    samples += [sample for family in WorkerCollector(a_worker()).collect() for sample in family.samples]
     labels: dict[str, set[str]] = {"up": set()}
     for sample in samples:
         labels.setdefault(sample.name, set()).update(sample.labels)

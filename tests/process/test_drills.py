@@ -4,6 +4,7 @@ Before the trouble the alert must not fire, during it it must, and after the com
 as they stand there, it must not any more. Most are slow: each starts a server or two.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -29,6 +31,23 @@ MOVABLE = (sys.executable, "tests/process/movable.py")
 WORKER = f"{sys.executable} {ROOT}/tests/process/workers/worker.py"
 GIB = 1 << 30
 QUEUE = "drill"
+
+TASKS = f"""
+from pathlib import Path
+
+import anyio
+
+from queue_actor.worker import App
+
+app = App(queue="{QUEUE}")
+
+
+@app.job("t")
+async def hold(path: str) -> None:
+    while not Path(path).read_text():
+        await anyio.sleep(0.05)
+"""
+"""A Python worker whose jobs last until there is something in their file."""
 
 FOREIGNER = """
 import sqlite3, sys
@@ -60,7 +79,9 @@ class Drill:
         self._flags = ("--data", str(self.data)) if data else ()
         self.payload = directory / "payload"
         self.payload.write_text("x")
+        self.restart_worker = directory / "restart-worker"
         self.server: Server
+        self.worker: Server | None = None  # a Python worker, which is scraped instead of the server
 
     # --- the server
 
@@ -83,6 +104,30 @@ class Drill:
         with self.server as server:
             server.send_signal(signal.SIGKILL)
 
+    def start_worker(self) -> Server:
+        """Start a Python worker of this server."""
+        (self._directory / "drilled.py").write_text(TASKS)
+        options = ("--metrics", "127.0.0.1:0", "--log", "json", "--concurrency", "3", "--grace", "0")
+        command = [sys.executable, "-m", "queue_actor", "work", "drilled:app", *options]
+        environment = {
+            "QUEUE_ACTOR_URL": f"http://{self.server.host}:{self.server.port}",
+            "PYTHONPATH": f"{ROOT}:{self._directory}",
+        }
+        self.worker = Server(command=command, environment=environment)
+        line = self.worker.wait_for_line(lambda line: b'"worker_metrics"' in line, seconds=START_SECONDS)
+        where = urlsplit(json.loads(line)["address"])
+        assert where.hostname is not None
+        assert where.port is not None
+        self.worker.host, self.worker.port = where.hostname, where.port
+        return self.worker
+
+    def stop_worker(self) -> None:
+        """End it, if it has not ended, and close what belongs to it."""
+        if self.worker is not None:
+            with self.worker as worker:
+                worker.terminate()
+                worker.wait(seconds=START_SECONDS)
+
     def ten_minutes_pass(self) -> None:
         since = self.server.log.count(MOVED.strip())
         self.server.send_signal(signal.SIGUSR1)
@@ -92,6 +137,13 @@ class Drill:
         answer = self.server.request("POST", f"/v1/queues/{QUEUE}/{path}", body)
         assert answer.status == 200, answer
         return answer
+
+    def counts(self) -> dict[str, int]:
+        counts: dict[str, int] = self.server.request("GET", f"/v1/queues/{QUEUE}").body["counts"]
+        return counts
+
+    def set_policy(self, **policy: Any) -> None:
+        assert self.server.request("PUT", f"/v1/queues/{QUEUE}", policy).status == 200
 
     def enqueue(self, count: int, **options: Any) -> None:
         self.post("enqueue", {"jobs": [{"type": "t", "payload": str(self.payload)} | options] * count})
@@ -110,7 +162,7 @@ class Drill:
         """A new scrape: within a second of the last one a server tells the same again."""
 
         def is_new() -> bool:
-            self._last, before = scrape(self.server), self._last
+            self._last, before = scrape(self.worker or self.server), self._last
             heard = alerts.series("queue_actor_received_bytes_total", {})
             return heard not in self._last or self._last[heard] != before.get(heard)
 
@@ -146,6 +198,7 @@ class Drill:
             "WORKER": f"{WORKER} {host} {QUEUE}",
             "SETTINGS": str(self.settings),
             "RESTART": f"touch {self.restart}",
+            "RESTART_WORKER": f"touch {self.restart_worker}",
             "PID": str(self.server.pid),
             "DATA": str(self.data),
             "BACKUPS": str(self.backups),
@@ -163,6 +216,9 @@ class Drill:
                 if self.restart.exists():
                     self.stop()
                     self.start()
+                if self.restart_worker.exists():
+                    self.stop_worker()
+                    self.start_worker()
                 self._phase = 2
                 yield
             finally:
@@ -171,7 +227,7 @@ class Drill:
 
     def wait_until_all_is_done(self) -> None:
         def is_done() -> bool:
-            counts = self.server.request("GET", f"/v1/queues/{QUEUE}").body["counts"]
+            counts = self.counts()
             return not counts["queued"] and not counts["in_progress"]
 
         assert eventually(is_done, seconds=START_SECONDS)
@@ -195,7 +251,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for drill in drills:
-        with drill.server:
+        with drill.server, drill.worker or nullcontext():
             pass
         shutil.rmtree(drill.data, ignore_errors=True)  # it may be large, and pytest would keep it
 
@@ -507,5 +563,48 @@ def test_a_server_that_is_restarted_again_and_again(start: Start) -> None:
         drill.note()
 
     with drill.follow_the_page():
+        drill.note()
+    drill.judge()
+
+
+@pytest.mark.slow
+def test_a_worker_that_loses_its_leases(start: Start) -> None:
+    drill = start("QueueActorWorkerLosesLeases")
+    drill.set_policy(lease_seconds=1)
+    drill.payload.write_text("")
+    worker = drill.start_worker()
+    drill.note()
+
+    drill.trouble()
+    drill.enqueue(3)
+    assert eventually(lambda: value_of(drill.look(), "queue_actor_worker_running") == 3)
+    worker.send_signal(signal.SIGSTOP)
+    assert eventually(lambda: drill.counts()["in_progress"] == 0)
+    worker.send_signal(signal.SIGCONT)
+    assert eventually(lambda: value_of(drill.look(), "queue_actor_worker_lost_total") >= 3)
+    drill.note()
+
+    drill.payload.write_text("x")
+    with drill.follow_the_page():
+        drill.wait_until_all_is_done()
+        drill.note()
+    drill.judge()
+
+
+@pytest.mark.slow
+def test_a_worker_whose_server_has_moved(start: Start) -> None:
+    drill = start("QueueActorWorkerUnreached")
+    drill.start_worker()
+    drill.note()
+
+    drill.trouble()
+    drill.stop()
+    drill.start()  # on another port
+    assert eventually(lambda: value_of(drill.look(), "queue_actor_worker_reached", what="jobs") == 0)
+    drill.note()
+
+    with drill.follow_the_page():
+        drill.enqueue(1)
+        drill.wait_until_all_is_done()
         drill.note()
     drill.judge()

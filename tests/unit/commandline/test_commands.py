@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -205,12 +206,35 @@ ran, app, number = [], App(), 5
 def test_work_runs_the_app_of_a_module_with_what_was_said(command: Command, here: Path) -> None:
     (here / "own_tasks.py").write_text(APP)
     assert command("work", "own_tasks:app", "-q", "a", "-q", "b:*", "--concurrency", "2", "--grace", "5").code == 3
-    assert command("work", "own_tasks:app", "--token", "qa_x").code == 3
+    assert command("work", "own_tasks:app", "--token", "qa_x", "--metrics", "127.0.0.1:0").code == 3
 
     assert sys.modules.pop("own_tasks").ran == [
         {"url": URL, "token": None, "queues": ("a", "b:*"), "concurrency": 2, "grace_seconds": 5.0},
-        {"url": URL, "token": "qa_x"},
+        {"url": URL, "token": "qa_x", "metrics": "127.0.0.1:0"},
     ]
+
+
+REAL_APP = """
+from queue_actor.worker import App
+
+app = App()
+app.job("t")(lambda: None)
+"""
+
+
+def test_metrics_that_cannot_be_served_are_a_wrong_call(command: Command, here: Path) -> None:
+    (here / "own_real.py").write_text(REAL_APP)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        in_use = f"127.0.0.1:{other.getsockname()[1]}"
+        for address, reason in (
+            ("9100", "'9100' is not HOST:PORT"),
+            (in_use, f"cannot listen on {in_use}: Address already in use"),
+        ):
+            ran = command("work", "own_real:app", "--metrics", address)
+            assert (ran.code, ran.out) == (64, "")
+            assert ran.err.splitlines()[-1] == f"Error: --metrics: {reason}"
+    sys.modules.pop("own_real")
+    assert command.server.requests == []
 
 
 @pytest.mark.parametrize(
