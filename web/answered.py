@@ -89,13 +89,12 @@ class AnsweredRequests(trio.abc.Instrument):
     def _deal(self) -> None:
         waiting, self._waiting = self._waiting, []
         lines = []
+        tells = logger.isEnabledFor(logging.INFO)
         for answered in waiting:
             slow = self._count(answered)
-            if not slow and not logger.isEnabledFor(logging.INFO):
-                continue
-            if self._together is None:
+            if tells and self._together is None:
                 logger.info("request", extra={"facts": self._told(answered, {})})
-            else:
+            elif tells:
                 line = self._told(answered, begun(answered.moment, "info", "request"))
                 cut(line)
                 lines.append(line)
