@@ -211,14 +211,22 @@ class EventLog:
     def _at(self, position: int) -> Event:
         return self._ring[(position - self._base) % self._kept]
 
-    def read(self, reader: Reader, wants: Callable[[Event], bool]) -> Sequence[Event]:
-        """What comes next of what a reader wants; a bounded part of it. What he has missed is his `gap` then."""
+    @property
+    def end(self) -> int:
+        """Behind all there is."""
+        return self._head
+
+    def read(self, reader: Reader, wants: Callable[[Event], bool], end: int | None = None) -> Sequence[Event]:
+        """What comes next of what a reader wants, up to an `end` of before; a bounded part of it.
+
+        What he has missed is his `gap` then.
+        """
         tail = self._tail
         if reader.position < tail:
             reader.gap = Gap("behind", tail - reader.position)
             reader.position, reader.revision = tail, self._floor
         events: list[Event] = []
-        end = min(self._head, reader.position + LOOKED_AT_EVENTS_MAX)
+        end = min(self._head if end is None else end, reader.position + LOOKED_AT_EVENTS_MAX)
         while reader.position < end and len(events) < READ_EVENTS_MAX:
             event = self._at(reader.position)
             reader.position += 1
@@ -227,9 +235,9 @@ class EventLog:
                 events.append(event)
         return events
 
-    def has_news(self, reader: Reader) -> bool:
-        """Whether a reader has not read all there is."""
-        return reader.position < self._head
+    def has_news(self, reader: Reader, end: int | None = None) -> bool:
+        """Whether a reader has not read all there is, or was at an `end` of before."""
+        return reader.position < (self._head if end is None else end)
 
     async def wait(self, reader: Reader) -> None:
         """Wait until there is something to read, or the server is about to end."""
