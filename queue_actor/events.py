@@ -223,7 +223,11 @@ class EventLog:
         """
         tail = self._tail
         if reader.position < tail:
-            reader.gap = Gap("behind", tail - reader.position)
+            missed = tail - reader.position
+            if (gap := reader.gap) is None:
+                reader.gap = Gap("behind", missed)
+            else:  # which he has not been told of: it has grown, and began as it did
+                reader.gap = Gap(gap.reason, None if gap.missed is None else gap.missed + missed)
             reader.position, reader.revision = tail, self._floor
         events: list[Event] = []
         end = min(self._head if end is None else end, reader.position + LOOKED_AT_EVENTS_MAX)

@@ -13,7 +13,7 @@ from queue_actor.changes import Changes
 from queue_actor.commands import Enqueue, NewJob
 from queue_actor.engine import Engine
 from queue_actor.errors import TooManyReaders
-from queue_actor.events import LINGER_SECONDS, LOOKED_AT_EVENTS_MAX, READ_EVENTS_MAX, EventLog
+from queue_actor.events import LINGER_SECONDS, LOOKED_AT_EVENTS_MAX, READ_EVENTS_MAX, EventLog, Gap
 from queue_actor.jobs import Change, Job, JobState
 from queue_actor.settings import Settings
 from tests.contract import v1
@@ -181,6 +181,16 @@ async def test_who_was_away_for_too_long_is_told_how_much_he_has_missed(server: 
     assert after.of("open") == [{"resumed": False}]
     assert after.of("gap") == [{"reason": "behind", "missed": 2}]
     assert after.verbs == [("q", 4, "enqueue")]
+
+
+def _enqueued(*revisions: int) -> Changes:
+    changes = []
+    for revision in revisions:
+        job = Job(
+            queue="q", id=revision, type="a", payload=None, state=JobState.QUEUED, created_at=0.0, revision=revision
+        )
+        changes.append(Change(revision, None, job, "enqueue"))
+    return Changes(revisions[-1], changes)
 
 
 async def test_who_is_overtaken_by_the_ring_is_told_how_much_he_has_missed(serve: Serve) -> None:
@@ -414,12 +424,25 @@ async def test_every_engine_refuses_one_reader_too_many(settings: Settings, cloc
             server.engine.events.open()
 
 
+@pytest.mark.parametrize(
+    ("first", "both"),
+    [
+        (Gap("instance", None), Gap("instance", None)),
+        (Gap("restart", None), Gap("restart", None)),
+        (Gap("restart", 4), Gap("restart", 6)),
+        (Gap("behind", 3), Gap("behind", 5)),
+    ],
+)
+async def test_a_gap_that_grows_before_it_is_told_goes_on_to_say_what_it_was(first: Gap, both: Gap) -> None:
+    log, now = EventLog(Settings(events_kept=5), "i"), FakeClock()()
+    reader = log.open()
+    reader.gap = first
+    log.note(_enqueued(*range(1, 8)), now)
+    log.read(reader, wants(None, None, frozenset()))
+    assert reader.gap == both
+
+
 # --- an end in the middle of much that happens
-
-
-def _enqueued(revision: int) -> Changes:
-    job = Job(queue="q", id=revision, type="a", payload=None, state=JobState.QUEUED, created_at=0.0, revision=revision)
-    return Changes(revision, [Change(revision, None, job, "enqueue")])
 
 
 class _Ended(Caller):
