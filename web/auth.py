@@ -235,11 +235,9 @@ class TokenHolder(Caller):
     @contextmanager
     def while_valid(self) -> Iterator[trio.CancelScope]:
         """See `Caller.while_valid`."""
-        seconds = self.valid_until - self._access.clock().wall
-        with trio.move_on_after(max(0.0, seconds)) as scope:
+        with trio.CancelScope() as scope:
             self._access.waiting[scope] = self
-            if not self._access.knows(self):  # the file was read since the request was let in
-                scope.cancel()
+            self._access.limit(scope, self)  # the file may have been read since the request was let in
             try:
                 yield scope
             finally:
@@ -266,6 +264,15 @@ class Access:
     def knows(self, caller: TokenHolder) -> bool:
         """Whether the token of a caller is still valid."""
         return self._keys.find(caller.token, self.clock().wall) is not None
+
+    def limit(self, scope: trio.CancelScope, caller: TokenHolder) -> None:
+        """Have a block end when the token of its caller does, as the file has it now."""
+        now = self.clock().wall
+        found = self._keys.find(caller.token, now)
+        if found is None:
+            scope.cancel()
+        else:
+            scope.deadline = trio.current_time() + found[1].valid_until - now
 
     def caller(self, request: Request) -> TokenHolder:
         """Who sent a request.
@@ -308,8 +315,7 @@ class Access:
         self.rates.keep(self._keys.grants)
         self.tell()
         for scope, caller in self.waiting.items():
-            if not self.knows(caller):
-                scope.cancel()
+            self.limit(scope, caller)
 
     def tell(self) -> None:
         """Note in the log what was read."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
+from queue_actor.access import AccessFile
 from queue_actor.settings import Settings
 from tests.contract import v1
 from tests.contract.stack import Answer, Server, serving
-from tests.contract.tokens import Tokens, bearer, made_token
+from tests.contract.tokens import Tokens, at, bearer, made_token
 from tests.contract.v1 import Asked, ask
 from tests.fakes import FakeClock, FakeStore
 from web.requests import Request
@@ -399,6 +401,23 @@ async def test_a_wait_ends_when_its_token_is_to_be_revoked(server: Server, token
 
     assert waits.ids == []
     assert waits.seconds == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 10.0), (5.0, 10.0), (15.0, 10.0)])
+async def test_a_wait_ends_when_its_token_does_as_the_file_that_is_read_meanwhile_has_it(
+    server: Server, tokens: Tokens, before: float | None, after: float
+) -> None:
+    worker = add(server, tokens, "worker", "consume", expires=before)
+    async with trio.open_nursery() as nursery:
+        waits = await Asked.start(nursery, server, "POST", f"{Q}/dequeue", {"wait_seconds": 20}, **worker)
+        await trio.sleep(1)
+        (grant,) = tokens.file.grants
+        tokens.file = AccessFile((replace(grant, tokens=(replace(grant.tokens[0], expires_at=at(after)),)),))
+        tokens.write()
+        read_again(server)
+
+    assert waits.ids == []
+    assert waits.seconds == pytest.approx(after)
 
 
 async def test_who_comes_to_wait_with_a_token_that_has_just_been_revoked_does_not(
