@@ -10,9 +10,10 @@ import trio
 from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
-from queue_actor.access import AccessFile
+from queue_actor.access import AccessFile, Scope
 from queue_actor.settings import Settings
 from tests.contract import v1
+from tests.contract.following import following
 from tests.contract.stack import Answer, Server, serving
 from tests.contract.tokens import Tokens, at, bearer, made_token
 from tests.contract.v1 import Asked, ask
@@ -420,6 +421,35 @@ async def test_a_wait_ends_when_its_token_does_as_the_file_that_is_read_meanwhil
     assert waits.seconds == pytest.approx(after)
 
 
+@pytest.mark.parametrize(
+    ("rights", "stays"),
+    [
+        ({"queues": ("q", "b:*")}, False),
+        ({"queues": ("a:b:*", "q")}, False),
+        ({"scopes": ("read",)}, False),
+        ({"queues": ("q", "*")}, True),
+        ({"scopes": ("admin",)}, True),
+        ({"jobs_per_second": 1.0, "in_progress_max": 1}, True),
+    ],
+)
+async def test_what_lasts_ends_when_its_token_may_do_less(
+    server: Server, tokens: Tokens, rights: dict[str, Any], stays: bool
+) -> None:
+    shown = add(server, tokens, "worker", "consume", "read", queues=("q", "a:*"))
+    async with trio.open_nursery() as nursery, following(server, **shown) as follower:
+        waits = await Asked.start(nursery, server, "POST", "/v1/queues/a:1/dequeue", {"wait_seconds": 20}, **shown)
+        (grant,) = tokens.file.grants
+        scopes = tuple(map(Scope, rights.get("scopes", grant.scopes)))
+        tokens.file = AccessFile((replace(grant, **{**rights, "scopes": scopes}),))
+        tokens.write()
+        read_again(server)
+        await trio.sleep(1)
+        assert (waits.answer is None) == stays
+        assert follower.ended != stays
+
+    assert waits.ids == []
+
+
 async def test_who_comes_to_wait_with_a_token_that_has_just_been_revoked_does_not(
     server: Server, tokens: Tokens
 ) -> None:
@@ -587,6 +617,23 @@ async def test_a_stream_ends_when_its_token_is_revoked(server: Server, tokens: T
 
     assert [chunk.get("error", {}).get("code") for chunk in answers[0]] == [None, "unauthorized"]
     assert answers[0][1]["count"] == 0
+
+
+async def test_a_stream_ends_when_its_token_may_no_longer_produce(server: Server, tokens: Tokens) -> None:
+    shown = add(server, tokens, "a", "produce", jobs_per_second=100.0)
+    answers: list[list[dict[str, Any]]] = []
+
+    async def send() -> None:
+        answers.append(await stream(server, b'{"type": "a"}\n' * 2_000, shown))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await trio.sleep(1)
+        tokens.file = AccessFile((replace(tokens.file.grants[0], scopes=(Scope.READ,)),))
+        tokens.write()
+        read_again(server)
+
+    assert [chunk.get("error", {}).get("code") for chunk in answers[0]] == [None, "unauthorized"]
 
 
 async def stream(server: Server, lines: bytes, shown: dict[str, str]) -> list[dict[str, Any]]:
