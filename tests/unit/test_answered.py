@@ -193,13 +193,16 @@ async def test_lines_that_cannot_be_written_are_lost_and_nothing_else(paper: Pap
     assert paper.events == ["2"]
 
 
-async def test_a_bug_in_a_line_ends_the_server(paper: Paper, requests: AnsweredRequests) -> None:
-    broken = answered(1)._replace(facts={"code": []})  # which no refusal is called
+async def test_a_bug_in_a_line_ends_the_server_and_loses_no_other_line(
+    paper: Paper, requests: AnsweredRequests
+) -> None:
+    broken = answered(2)._replace(facts={"code": []})  # which no refusal is called
     with pytest.RaisesGroup(TypeError):
         async with together(requests):
-            requests.note(broken)
+            for each in (answered(1), broken, answered(3)):
+                requests.note(each)
             await trio.sleep_forever()
-    assert paper.writes == []
+    assert paper.events == ["1", "3"]
 
 
 async def test_where_others_look_at_the_log_too_each_line_is_a_record(paper: Paper, requests: AnsweredRequests) -> None:
