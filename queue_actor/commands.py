@@ -376,13 +376,14 @@ class Surveyed(msgspec.Struct, frozen=True):
     gone: Sequence[str]  # queues of this slice that do not exist
     left: Sequence[str]
     turn: int  # for the next survey: what happens from here on is new to it
+    whole: bool  # it is the first slice of all queues there are: those in none of them are gone
 
 
 class Survey(Command[Surveyed], frozen=True):
     """Queues in a few figures, a slice of them: of those that have changed since a turn, or of those that were left."""
 
     names: Sequence[str] | None = None
-    since: int = 0  # a turn; 0: all queues
+    since: int = 0  # a turn; of a long time ago, as 0 is: all queues
 
 
 class Trend(msgspec.Struct, frozen=True):
