@@ -164,7 +164,7 @@ class TokenHolder(Caller):
     # --- rates
 
     def _buckets(self, now: float) -> dict[Unit, Bucket]:
-        grant, rates = self.grant, self._access.rates
+        grant, rates = self._access.grant_of(self), self._access.rates
         limits: list[tuple[Unit, float | None]] = [
             ("requests", grant.requests_per_second),
             ("jobs", grant.jobs_per_second),
@@ -264,6 +264,10 @@ class Access:
     def knows(self, caller: TokenHolder) -> bool:
         """Whether the token of a caller is still valid, and allows no less than it did."""
         return self._secret_of(caller) is not None
+
+    def grant_of(self, caller: TokenHolder) -> Grant:
+        """What the file has of the name of a caller now, for what has lasted for longer; if it is gone, what it had."""
+        return self._keys.grants.get(caller.name, caller.grant)
 
     def limit(self, scope: trio.CancelScope, caller: TokenHolder) -> None:
         """Have a block end when the token of its caller does, as the file has it now."""

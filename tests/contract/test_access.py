@@ -25,6 +25,7 @@ pytestmark = pytest.mark.virtual_time
 
 Q = "/v1/queues/q"
 JOB = {"jobs": [{"type": "a"}]}
+LINE = b'{"type": "a"}\n'
 
 
 @pytest.fixture
@@ -600,6 +601,33 @@ async def test_a_stream_is_slowed_down_to_the_rate_of_its_token(server: Server, 
 
     assert [chunk["count"] for chunk in answer] == [1_000, 1_000]
     assert trio.current_time() - began == pytest.approx(9.01, abs=0.5)  # the first thousand left a debt of 900
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seconds"), [(100.0, 10_000.0, 1.0), (100.0, None, 1.0), (None, 100.0, 9.0)]
+)
+async def test_a_stream_is_slowed_down_to_the_rate_that_its_token_has_now(
+    server: Server, tokens: Tokens, before: float | None, after: float | None, seconds: float
+) -> None:
+    shown = add(server, tokens, "a", "produce", jobs_per_second=before)
+    began = trio.current_time()
+    client = server.connect()
+    head = f"POST {Q}/enqueue HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/x-ndjson\r\n"
+    head += (
+        f"Authorization: {shown['Authorization']}\r\nContent-Length: {3_000 * len(LINE)}\r\nConnection: close\r\n\r\n"
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, head.encode() + 1_000 * LINE)
+        await trio.sleep(1)
+        tokens.file = AccessFile((replace(tokens.file.grants[0], jobs_per_second=after),))
+        tokens.write()
+        read_again(server)
+        nursery.start_soon(client.send, 2_000 * LINE)
+        while await client.stream.receive_some():
+            pass
+    server.answers += 1
+
+    assert trio.current_time() - began == pytest.approx(1 + seconds, abs=1)
 
 
 async def test_a_stream_ends_when_its_token_is_revoked(server: Server, tokens: Tokens) -> None:
