@@ -193,6 +193,18 @@ async def test_lines_that_cannot_be_written_are_lost_and_nothing_else(paper: Pap
     assert paper.events == ["2"]
 
 
+async def test_where_there_is_no_standard_error_lines_are_lost_and_nothing_else(
+    paper: Paper, requests: AnsweredRequests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it where descriptor 2 is closed
+    set_up_logging(Settings())
+    async with together(requests):
+        requests.note(answered(1))
+        await wait_all_tasks_blocked()
+        logger.info("draining")
+    assert paper.writes == []
+
+
 async def test_a_bug_in_a_line_ends_the_server_and_loses_no_other_line(
     paper: Paper, requests: AnsweredRequests
 ) -> None:
