@@ -14,7 +14,7 @@ import msgspec
 
 from queue_actor.errors import QueueError
 from queue_actor.figures import QueueFigures
-from queue_actor.jobs import NO_OPTIONS, Job, JobError, JobOptions, JobState, OnExisting, QueuePolicy
+from queue_actor.jobs import NO_OPTIONS, DeathReason, Job, JobError, JobOptions, JobState, OnExisting, QueuePolicy
 
 R = TypeVar("R")
 
@@ -511,12 +511,16 @@ class Explain(Command[Explanation], frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A finished job, and the revision that it had."""
+    """A finished job, the revision that it had, and what is told of it when it is forgotten."""
 
     queue: str
     id: int
     state: JobState
     revision: int
+    type: str = ""
+    attempts: int = 0
+    consumer: str | None = None
+    reason: DeathReason | None = None
 
 
 class Pruned(msgspec.Struct, frozen=True):

@@ -115,7 +115,7 @@ class EventLog:
                 self._ring, self._base = [], self._head
             return
         self._revision = changes.revision
-        for change in changes.jobs:
+        for change in changes.told:
             before, after = change.before, change.after
             job = after or before
             assert job is not None  # noqa: S101 - for the type checker: a change has one of them
@@ -134,7 +134,7 @@ class EventLog:
                     job.reason,
                 )
             )
-        if changes.jobs:
+        if changes.jobs or changes.forgotten:
             self._wake()
 
     def _keep(self, event: Event) -> None:
