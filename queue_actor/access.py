@@ -157,6 +157,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Whether a queue, or all queues of a prefix, may be used so."""
         return self.has(scope) and covers(self.queues, queue)
 
+    def includes(self, other: "Grant") -> bool:
+        """Whether it allows all that another does; how often, and how much of it, is another matter."""
+        return all(map(self.has, other.scopes)) and all(covers(self.queues, pattern) for pattern in other.queues)
+
 
 class AccessFile(msgspec.Struct, frozen=True):
     """The file, whole: a grant for each name."""

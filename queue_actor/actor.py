@@ -148,7 +148,7 @@ class ActorEngine:
                         request.refuse(reply)
                     else:
                         request.answer(reply)
-                tell_transitions(changes.jobs)
+                tell_transitions(changes.told)
                 self.events.note(changes, now)
                 self._slow.note(len(self._taken), len(changes.jobs), began, applied, committed)
                 self._taken.clear()

@@ -149,12 +149,13 @@ class Archive:
         """
         # Each state is in order in the index, so that SQLite merges them without sorting.
         in_order = " UNION ALL ".join(
-            "SELECT queue, id, state, facts, kept_until FROM jobs INDEXED BY jobs_finished "  # noqa: S608 - the states are ours
+            "SELECT queue, id, state, type, consumer, facts, kept_until FROM jobs INDEXED BY jobs_finished "  # noqa: S608 - the states are ours
             f"WHERE kept_until IS NOT NULL AND state = '{state}' AND kept_until <= ?1"
             for state in states
         )
         rows = self._sweep_connection.execute(
-            "SELECT json_group_array(json_array(queue, id, state, facts ->> 'revision')) "  # noqa: S608 - as above
+            "SELECT json_group_array(json_array(queue, id, state, facts ->> 'revision', type, "  # noqa: S608 - as above
+            "ifnull(facts ->> 'attempts', 0), consumer, facts ->> 'reason')) "
             f"FROM ({in_order} ORDER BY kept_until LIMIT ?2)",
             (until, limit),
         )

@@ -5,6 +5,8 @@ since no other process could read them; their wall clock counterparts are.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import merge
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -53,6 +55,9 @@ class Floors(msgspec.Struct, frozen=True):
     fence: int = 1  # 0 is the fence of a job that was never leased
 
 
+_revision = attrgetter("revision")
+
+
 class Changes(msgspec.Struct, frozen=True):
     """All that one batch changed: kept as a whole or not at all."""
 
@@ -61,10 +66,16 @@ class Changes(msgspec.Struct, frozen=True):
     queues: Mapping[str, QueueRecord | None] = {}  # as they are now; None: deleted
     answers: Sequence[AnswerRecord] = ()  # in order
     pruned: Sequence[tuple[str, int]] = ()  # finished jobs that only the store had
+    forgotten: Sequence[Change] = ()  # of these, for who is told; of such a job is known what is told of it
     floors: Floors | None = None  # if they moved
 
     def __bool__(self) -> bool:
         return bool(self.jobs or self.queues or self.answers or self.pruned or self.floors)
+
+    @property
+    def told(self) -> Sequence[Change]:
+        """All changes of jobs, in order."""
+        return [*merge(self.jobs, self.forgotten, key=_revision)] if self.forgotten else self.jobs
 
 
 class Recovered(msgspec.Struct, frozen=True):

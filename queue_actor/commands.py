@@ -14,7 +14,7 @@ import msgspec
 
 from queue_actor.errors import QueueError
 from queue_actor.figures import QueueFigures
-from queue_actor.jobs import NO_OPTIONS, Job, JobError, JobOptions, JobState, OnExisting, QueuePolicy
+from queue_actor.jobs import NO_OPTIONS, DeathReason, Job, JobError, JobOptions, JobState, OnExisting, QueuePolicy
 
 R = TypeVar("R")
 
@@ -376,13 +376,14 @@ class Surveyed(msgspec.Struct, frozen=True):
     gone: Sequence[str]  # queues of this slice that do not exist
     left: Sequence[str]
     turn: int  # for the next survey: what happens from here on is new to it
+    whole: bool  # it is the first slice of all queues there are: those in none of them are gone
 
 
 class Survey(Command[Surveyed], frozen=True):
     """Queues in a few figures, a slice of them: of those that have changed since a turn, or of those that were left."""
 
     names: Sequence[str] | None = None
-    since: int = 0  # a turn; 0: all queues
+    since: int = 0  # a turn; of a long time ago, as 0 is: all queues
 
 
 class Trend(msgspec.Struct, frozen=True):
@@ -510,12 +511,16 @@ class Explain(Command[Explanation], frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A finished job, and the revision that it had."""
+    """A finished job, the revision that it had, and what is told of it when it is forgotten."""
 
     queue: str
     id: int
     state: JobState
     revision: int
+    type: str = ""
+    attempts: int = 0
+    consumer: str | None = None
+    reason: DeathReason | None = None
 
 
 class Pruned(msgspec.Struct, frozen=True):

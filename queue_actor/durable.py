@@ -120,7 +120,7 @@ class DurableEngine:
         machine.start_leases(started)
         changes = machine.take_changes()
         await self._store.commit(changes)  # so that readers are told when they end
-        tell_transitions(changes.jobs)
+        tell_transitions(changes.told)
         self.events.note(changes, started)
         if self._closed:
             return

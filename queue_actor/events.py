@@ -115,7 +115,7 @@ class EventLog:
                 self._ring, self._base = [], self._head
             return
         self._revision = changes.revision
-        for change in changes.jobs:
+        for change in changes.told:
             before, after = change.before, change.after
             job = after or before
             assert job is not None  # noqa: S101 - for the type checker: a change has one of them
@@ -134,7 +134,7 @@ class EventLog:
                     job.reason,
                 )
             )
-        if changes.jobs:
+        if changes.jobs or changes.forgotten:
             self._wake()
 
     def _keep(self, event: Event) -> None:
@@ -211,14 +211,26 @@ class EventLog:
     def _at(self, position: int) -> Event:
         return self._ring[(position - self._base) % self._kept]
 
-    def read(self, reader: Reader, wants: Callable[[Event], bool]) -> Sequence[Event]:
-        """What comes next of what a reader wants; a bounded part of it. What he has missed is his `gap` then."""
+    @property
+    def end(self) -> int:
+        """Behind all there is."""
+        return self._head
+
+    def read(self, reader: Reader, wants: Callable[[Event], bool], end: int | None = None) -> Sequence[Event]:
+        """What comes next of what a reader wants, up to an `end` of before; a bounded part of it.
+
+        What he has missed is his `gap` then.
+        """
         tail = self._tail
         if reader.position < tail:
-            reader.gap = Gap("behind", tail - reader.position)
+            missed = tail - reader.position
+            if (gap := reader.gap) is None:
+                reader.gap = Gap("behind", missed)
+            else:  # which he has not been told of: it has grown, and began as it did
+                reader.gap = Gap(gap.reason, None if gap.missed is None else gap.missed + missed)
             reader.position, reader.revision = tail, self._floor
         events: list[Event] = []
-        end = min(self._head, reader.position + LOOKED_AT_EVENTS_MAX)
+        end = min(self._head if end is None else end, reader.position + LOOKED_AT_EVENTS_MAX)
         while reader.position < end and len(events) < READ_EVENTS_MAX:
             event = self._at(reader.position)
             reader.position += 1
@@ -227,9 +239,9 @@ class EventLog:
                 events.append(event)
         return events
 
-    def has_news(self, reader: Reader) -> bool:
-        """Whether a reader has not read all there is."""
-        return reader.position < self._head
+    def has_news(self, reader: Reader, end: int | None = None) -> bool:
+        """Whether a reader has not read all there is, or was at an `end` of before."""
+        return reader.position < (self._head if end is None else end)
 
     async def wait(self, reader: Reader) -> None:
         """Wait until there is something to read, or the server is about to end."""

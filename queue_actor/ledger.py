@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from queue_actor.changes import Changes, Floors, QueueRecord, Recovered
-from queue_actor.commands import NewJob
+from queue_actor.commands import Ended, NewJob
 from queue_actor.deadlines import Deadlines
 from queue_actor.ids import CHUNK_BITS, CHUNK_MASK
 from queue_actor.jobs import (
@@ -70,6 +70,7 @@ class Ledger:
         self._redriven: set[Key] = set()  # jobs of which the store had a row as finished that is no longer true
         self._touched: set[str] = set()  # queues whose record is no longer what the store has
         self._pruned: list[Key] = []
+        self._forgotten: list[Change] = []  # of these
         self._floors_moved = False
         self._readied: dict[str, None] = {}
         self._changes: list[Change] = []
@@ -94,8 +95,8 @@ class Ledger:
                 raise InvariantError(f"{len(queue.ready)} jobs of {name} are ready, not {queue.counts[QUEUED]}")
             queues[name] = queue.record()
         floors = Floors(self._id_floor, self._fence_floor) if self._floors_moved else None
-        taken = Changes(self._revision, self._changes, queues, (), self._pruned, floors)
-        self._changes, self._touched, self._pruned, self._floors_moved = [], set(), [], False
+        taken = Changes(self._revision, self._changes, queues, (), self._pruned, self._forgotten, floors)
+        self._changes, self._touched, self._pruned, self._forgotten, self._floors_moved = [], set(), [], [], False
         return taken
 
     @property
@@ -531,15 +532,18 @@ class Ledger:
         self.recent[key] = None
         self.kept_bytes += kept_bytes_of(job)
 
-    def prune(self, queue: Queue, id_: int, state: JobState) -> None:
+    def prune(self, queue: Queue, ended: Ended) -> None:
         """Forget a finished job that only the store has."""
+        state = ended.state
         queue.totals["forget"] += 1
         queue.counts[state] -= 1
         self.counts[state] -= 1
         self._revision += 1
         queue.departures = self._revision
         self.touch(queue)
-        self._pruned.append((queue.name, id_))
+        job = Job(payload=None, created_at=0.0, **asdict(ended))  # no more than is told of it
+        self._pruned.append((queue.name, job.id))
+        self._forgotten.append(Change(self._revision, job, None, "forget"))
 
     def free_unique_key(self, queue: Queue, job: Job) -> None:
         """Let another job have the unique key of this one, if it has one."""

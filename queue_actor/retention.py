@@ -96,7 +96,7 @@ class Retention:
             queue = self._ledger.queues[ended.queue]
             job = queue.jobs.get(ended.id)
             if job is None:
-                self._ledger.prune(queue, ended.id, ended.state)
+                self._ledger.prune(queue, ended)
             elif job.revision == ended.revision:
                 self._ledger.forget(queue, [job])
             else:

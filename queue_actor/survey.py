@@ -14,6 +14,9 @@ from queue_actor.queues import Queue
 SURVEYED_QUEUES_MAX: Final = 100
 """Queues that one command looks at: a millisecond at most."""
 
+GONE_QUEUES_MAX: Final = 10_000
+"""Queues that are gone of which it is known when they went, so that who asks again is told of them alone."""
+
 STATES: Final = tuple(JobState)
 
 
@@ -24,19 +27,24 @@ class Surveyor:
         self._queues = queues
         self._turn = 1
         self._changed: dict[str, int] = {}  # name -> the turn of the last change, the latest last
+        self._forgotten = 0  # the turn in which those that are gone were forgotten last
 
     def note(self, names: Iterable[str]) -> None:
         """Some queues have changed, or are gone."""
         for name in names:
             self._changed.pop(name, None)
             self._changed[name] = self._turn
+        if len(self._changed) > len(self._queues) + GONE_QUEUES_MAX:
+            self._changed = {name: turn for name, turn in self._changed.items() if name in self._queues}
+            self._forgotten = self._turn
         self._turn += 1
 
     def survey(self, command: Survey, now: Now) -> Surveyed:
         """A slice of the queues."""
+        whole = command.names is None and command.since <= self._forgotten
         if command.names is not None:
             names = command.names
-        elif not command.since:
+        elif whole:
             names = list(self._queues)
         else:
             latest = takewhile(lambda name: self._changed[name] >= command.since, reversed(self._changed))
@@ -47,6 +55,7 @@ class Surveyor:
             [name for name in page if name not in self._queues],
             names[SURVEYED_QUEUES_MAX:],
             self._turn,
+            whole,
         )
 
 

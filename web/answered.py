@@ -87,23 +87,26 @@ class AnsweredRequests(trio.abc.Instrument):
                 trio.lowlevel.current_trio_token().run_sync_soon(self._together[1].start_soon, _fail, bug)
 
     def _deal(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        lines = []
-        for answered in waiting:
-            slow = self._count(answered)
-            if not slow and not logger.isEnabledFor(logging.INFO):
-                continue
-            if self._together is None:
-                logger.info("request", extra={"facts": self._told(answered, {})})
-            else:
-                line = self._told(answered, begun(answered.moment, "info", "request"))
-                cut(line)
-                lines.append(line)
-            if slow and (held_back := self._slow.held_back(answered.ended)) is not None:
-                self._write(lines)
-                lines = []
-                logger.warning("slow_request", extra={"facts": self._told(answered, {}) | {"held_back": held_back}})
-        self._write(lines)
+        waiting, self._waiting = iter(self._waiting), []
+        lines: list[dict[str, Any]] = []
+        tells = logger.isEnabledFor(logging.INFO)
+        try:
+            for answered in waiting:
+                slow = self._count(answered)
+                if tells and self._together is None:
+                    logger.info("request", extra={"facts": self._told(answered, {})})
+                elif tells:
+                    line = self._told(answered, begun(answered.moment, "info", "request"))
+                    cut(line)
+                    lines.append(line)
+                if slow and (held_back := self._slow.held_back(answered.ended)) is not None:
+                    self._write(lines)
+                    lines = []
+                    facts = self._told(answered, {}) | {"held_back": held_back}
+                    logger.warning("slow_request", extra={"facts": facts})
+        finally:
+            self._waiting[:0] = waiting  # what follows one that is a bug
+            self._write(lines)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         if lines and self._together is not None:

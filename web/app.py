@@ -52,6 +52,9 @@ Another port of this machine is another origin, and of the same site: `same-site
 """
 
 
+NO_METHOD = "-"
+"""Stands for methods that no route can have."""
+
 PAGES = frozenset({"dashboard.home", "dashboard.page", "docs.page"})
 """Routes that a link on any page may lead to. They have nothing of the queue's in them, and let no page frame them."""
 
@@ -105,7 +108,9 @@ class App(QuartTrio):
         """The routes, the same for every Host. Quart's own fails where IDNA does, as at a label of 64 letters."""
         if request is None:
             return None
-        return self.url_map.bind("", default_method=request.method, path_info=request.path)
+        # Werkzeug would take `get` for GET, which is another method, and would be another label of the metrics.
+        method = request.method if request.method.isupper() else NO_METHOD
+        return self.url_map.bind("", default_method=method, path_info=request.path)
 
     def add_url_rule(self, *arguments: Any, **more: Any) -> None:
         """See Quart's."""

@@ -116,12 +116,12 @@ class TokenHolder(Caller):
         self.token = token
         self.valid_until = secret.valid_until  # wall clock
         self._access = access
-        self._grant = grant
+        self.grant = grant
         self._is_rated = grant.is_rated
 
     def may(self, scope: Scope, queue: str) -> bool:
         """See `Caller.may`."""
-        return self._grant.allows(scope, queue)
+        return self.grant.allows(scope, queue)
 
     def require(self, scope: Scope, *queues: str, field: str | None = None) -> None:
         """See `Caller.require`."""
@@ -136,13 +136,13 @@ class TokenHolder(Caller):
             Problem: `forbidden`.
         """
         if rule.where in ("any", "body"):
-            if not any(self._grant.has(scope) for scope in rule.scopes):
+            if not any(self.grant.has(scope) for scope in rule.scopes):
                 raise forbidden(rule.scopes, "any queue")
             return
         wanted = DEFAULT_QUEUE if rule.where == "default" else "*" if rule.where == "every" else queue
         assert wanted is not None  # noqa: S101 - for the type checker: the path of the other routes has one
         for scope in rule.scopes:
-            if self._grant.allows(scope, wanted):
+            if self.grant.allows(scope, wanted):
                 return
         where = "all queues, *" if wanted == "*" else f"queue {wanted[:NAME_CHARACTERS_MAX]}"
         raise forbidden(rule.scopes, where)
@@ -150,21 +150,21 @@ class TokenHolder(Caller):
     @property
     def patterns(self) -> tuple[str, ...]:
         """See `Caller.patterns`."""
-        return self._grant.queues
+        return self.grant.queues
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
         """See `Caller.scopes`."""
-        return tuple(scope for scope in Scope if self._grant.has(scope))
+        return tuple(scope for scope in Scope if self.grant.has(scope))
 
     def as_holder(self, dequeue: Dequeue) -> Dequeue:
         """See `Caller.as_holder`."""
-        return replace(dequeue, holder=self.name, holder_in_progress_max=self._grant.in_progress_max)
+        return replace(dequeue, holder=self.name, holder_in_progress_max=self.grant.in_progress_max)
 
     # --- rates
 
     def _buckets(self, now: float) -> dict[Unit, Bucket]:
-        grant, rates = self._grant, self._access.rates
+        grant, rates = self._access.grant_of(self), self._access.rates
         limits: list[tuple[Unit, float | None]] = [
             ("requests", grant.requests_per_second),
             ("jobs", grant.jobs_per_second),
@@ -212,7 +212,7 @@ class TokenHolder(Caller):
         """See `Caller.pace_jobs`."""
         while True:
             if not self._access.knows(self):
-                raise unauthorized("the token is not valid any more", sent=True)
+                raise unauthorized("the token is not valid any more, or allows less", sent=True)
             now = self._access.clock().monotonic
             bucket = self._buckets(now).get("jobs")
             seconds = 0.0 if bucket is None else bucket.wait_seconds(now)
@@ -235,11 +235,9 @@ class TokenHolder(Caller):
     @contextmanager
     def while_valid(self) -> Iterator[trio.CancelScope]:
         """See `Caller.while_valid`."""
-        seconds = self.valid_until - self._access.clock().wall
-        with trio.move_on_after(max(0.0, seconds)) as scope:
+        with trio.CancelScope() as scope:
             self._access.waiting[scope] = self
-            if not self._access.knows(self):  # the file was read since the request was let in
-                scope.cancel()
+            self._access.limit(scope, self)  # the file may have been read since the request was let in
             try:
                 yield scope
             finally:
@@ -264,8 +262,28 @@ class Access:
         self._shown: dict[bytes, TokenHolder] = {}  # by the field of Authorization
 
     def knows(self, caller: TokenHolder) -> bool:
-        """Whether the token of a caller is still valid."""
-        return self._keys.find(caller.token, self.clock().wall) is not None
+        """Whether the token of a caller is still valid, and allows no less than it did."""
+        return self._secret_of(caller) is not None
+
+    def grant_of(self, caller: TokenHolder) -> Grant:
+        """What the file has of the name of a caller now, for what has lasted for longer; if it is gone, what it had."""
+        return self._keys.grants.get(caller.name, caller.grant)
+
+    def limit(self, scope: trio.CancelScope, caller: TokenHolder) -> None:
+        """Have a block end when the token of its caller does, as the file has it now."""
+        secret = self._secret_of(caller)
+        if secret is None:
+            scope.cancel()
+        else:
+            scope.deadline = trio.current_time() + secret.valid_until - self.clock().wall
+
+    def _secret_of(self, caller: TokenHolder) -> Secret | None:
+        """What the file has of the token of a caller, unless it allows less than when the caller was let in.
+
+        What has begun was checked by then, and is not checked again.
+        """
+        found = self._keys.find(caller.token, self.clock().wall)
+        return None if found is None or not found[0].includes(caller.grant) else found[1]
 
     def caller(self, request: Request) -> TokenHolder:
         """Who sent a request.
@@ -308,8 +326,7 @@ class Access:
         self.rates.keep(self._keys.grants)
         self.tell()
         for scope, caller in self.waiting.items():
-            if not self.knows(caller):
-                scope.cancel()
+            self.limit(scope, caller)
 
     def tell(self) -> None:
         """Note in the log what was read."""

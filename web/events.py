@@ -155,6 +155,7 @@ class Stream:
         self._until = trio.current_time() + wait
         self._beat_at = 0.0  # when it has been silent for too long
         self._over: str | None = None  # why it is to end
+        self._end: int | None = None  # where; None: not before all there is has been told
         # What the line of the request tells when the stream has ended.
         self.facts: dict[str, Any] = {"events": 0, "missed": 0}
 
@@ -184,7 +185,7 @@ class Stream:
             if self._over is None:
                 await self._wait(pace)
                 pace = PACE_SECONDS
-            elif not self._log.has_news(reader):
+            elif not self._log.has_news(reader, self._end):
                 yield written("end", {"reason": self._over}, id_=self._log.id(reader.revision))
                 return
 
@@ -197,11 +198,15 @@ class Stream:
             self._over = "unauthorized"
         elif self._log.closed:
             self._over = "draining"
+            return  # the drain comes to its end, and what it brings on its way is told
         elif trio.current_time() >= self._until:
             self._over = "waited"
+        else:
+            return
+        self._end = self._log.end  # where much happens there is always more
 
     def _take_jobs(self) -> bytes:
-        events = self._log.read(self._reader, self._is_wanted)
+        events = self._log.read(self._reader, self._is_wanted, self._end)
         self.facts["events"] += len(events)
         return b"".join([event.told or self._tell(event) for event in events])
 
@@ -223,7 +228,7 @@ class Stream:
 
     def _take_queues(self) -> bytes:
         """Which queues have moved, and no more than that."""
-        events = self._log.read(self._reader, self._is_wanted)
+        events = self._log.read(self._reader, self._is_wanted, self._end)
         if not events:
             return b""
         self.facts["events"] += len(events)

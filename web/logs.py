@@ -126,11 +126,12 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def write(self, facts: Sequence[dict[str, Any]]) -> None:
         """Write some lines. One that cannot be written is lost, as it is for records."""
+        text = self._lines(facts)
         try:
             with self.lock or nullcontext():
-                self.stream.write(self._lines(facts))
+                self.stream.write(text)
                 self.flush()
-        except OSError:
+        except (OSError, AttributeError):  # the latter where the process has no standard error, but None
             self.handleError(logging.makeLogRecord({"msg": "request"}))
 
 

@@ -134,8 +134,11 @@ class Glance:
                 return
             surveyed = await self._engine.execute(Survey(since=self._since))
             since, again = surveyed.turn, set(self._moving)
+            unseen = set(self._queues) if surveyed.whole else set()
             while True:
-                again -= self._take(surveyed)
+                seen = self._take(surveyed)
+                again -= seen
+                unseen -= seen
                 if surveyed.left:
                     surveyed = await self._engine.execute(Survey(surveyed.left))
                 elif again:
@@ -143,6 +146,8 @@ class Glance:
                     again = set(surveyed.left)
                 else:
                     break
+            for name in unseen:
+                self._forget(name)
             # What changed while they were asked for is asked for next time, twice perhaps.
             self._since = since
             now = trio.current_time()

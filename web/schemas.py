@@ -241,11 +241,14 @@ def idempotency_key(headers: Headers, body: bytes, route: str, who: str | None =
     """The key that makes this request safe to repeat, if it has one: for whoever sent it, on this route.
 
     Raises:
-        Problem: `invalid`: too long, or with control characters.
+        Problem: `invalid`: too long, with control characters, or different ones, of which one would be a guess.
     """
-    key = headers.get("Idempotency-Key")
-    if key is None:
+    keys = headers.getlist("Idempotency-Key")
+    if not keys:
         return None
+    key = keys[0]
+    if any(other != key for other in keys):
+        raise Problem("invalid", "there are different idempotency keys", field="Idempotency-Key")
     if not 1 <= len(key) <= KEY_CHARACTERS_MAX or not _CONSUMER.match(key):
         raise Problem(
             "invalid",

@@ -100,7 +100,7 @@ class LockEngine:
                 parked.refuse(its_reply)
             else:
                 parked.answer(its_reply)
-        tell_transitions(changes.jobs)
+        tell_transitions(changes.told)
         self.events.note(changes, now)
         self._slow.note(1, len(changes.jobs), began, applied, committed)
         self._sweeper.notice(machine.next_due_seconds(self._clock()))  # it counts from now

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
+from queue_actor.access import AccessFile, Scope
 from queue_actor.settings import Settings
 from tests.contract import v1
+from tests.contract.following import following
 from tests.contract.stack import Answer, Server, serving
-from tests.contract.tokens import Tokens, bearer, made_token
+from tests.contract.tokens import Tokens, at, bearer, made_token
 from tests.contract.v1 import Asked, ask
 from tests.fakes import FakeClock, FakeStore
 from web.requests import Request
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.virtual_time
 
 Q = "/v1/queues/q"
 JOB = {"jobs": [{"type": "a"}]}
+LINE = b'{"type": "a"}\n'
 
 
 @pytest.fixture
@@ -401,6 +405,52 @@ async def test_a_wait_ends_when_its_token_is_to_be_revoked(server: Server, token
     assert waits.seconds == pytest.approx(5)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, 10.0), (5.0, 10.0), (15.0, 10.0)])
+async def test_a_wait_ends_when_its_token_does_as_the_file_that_is_read_meanwhile_has_it(
+    server: Server, tokens: Tokens, before: float | None, after: float
+) -> None:
+    worker = add(server, tokens, "worker", "consume", expires=before)
+    async with trio.open_nursery() as nursery:
+        waits = await Asked.start(nursery, server, "POST", f"{Q}/dequeue", {"wait_seconds": 20}, **worker)
+        await trio.sleep(1)
+        (grant,) = tokens.file.grants
+        tokens.file = AccessFile((replace(grant, tokens=(replace(grant.tokens[0], expires_at=at(after)),)),))
+        tokens.write()
+        read_again(server)
+
+    assert waits.ids == []
+    assert waits.seconds == pytest.approx(after)
+
+
+@pytest.mark.parametrize(
+    ("rights", "stays"),
+    [
+        ({"queues": ("q", "b:*")}, False),
+        ({"queues": ("a:b:*", "q")}, False),
+        ({"scopes": ("read",)}, False),
+        ({"queues": ("q", "*")}, True),
+        ({"scopes": ("admin",)}, True),
+        ({"jobs_per_second": 1.0, "in_progress_max": 1}, True),
+    ],
+)
+async def test_what_lasts_ends_when_its_token_may_do_less(
+    server: Server, tokens: Tokens, rights: dict[str, Any], stays: bool
+) -> None:
+    shown = add(server, tokens, "worker", "consume", "read", queues=("q", "a:*"))
+    async with trio.open_nursery() as nursery, following(server, **shown) as follower:
+        waits = await Asked.start(nursery, server, "POST", "/v1/queues/a:1/dequeue", {"wait_seconds": 20}, **shown)
+        (grant,) = tokens.file.grants
+        scopes = tuple(map(Scope, rights.get("scopes", grant.scopes)))
+        tokens.file = AccessFile((replace(grant, **{**rights, "scopes": scopes}),))
+        tokens.write()
+        read_again(server)
+        await trio.sleep(1)
+        assert (waits.answer is None) == stays
+        assert follower.ended != stays
+
+    assert waits.ids == []
+
+
 async def test_who_comes_to_wait_with_a_token_that_has_just_been_revoked_does_not(
     server: Server, tokens: Tokens
 ) -> None:
@@ -553,6 +603,33 @@ async def test_a_stream_is_slowed_down_to_the_rate_of_its_token(server: Server, 
     assert trio.current_time() - began == pytest.approx(9.01, abs=0.5)  # the first thousand left a debt of 900
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "seconds"), [(100.0, 10_000.0, 1.0), (100.0, None, 1.0), (None, 100.0, 9.0)]
+)
+async def test_a_stream_is_slowed_down_to_the_rate_that_its_token_has_now(
+    server: Server, tokens: Tokens, before: float | None, after: float | None, seconds: float
+) -> None:
+    shown = add(server, tokens, "a", "produce", jobs_per_second=before)
+    began = trio.current_time()
+    client = server.connect()
+    head = f"POST {Q}/enqueue HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nContent-Type: application/x-ndjson\r\n"
+    head += (
+        f"Authorization: {shown['Authorization']}\r\nContent-Length: {3_000 * len(LINE)}\r\nConnection: close\r\n\r\n"
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, head.encode() + 1_000 * LINE)
+        await trio.sleep(1)
+        tokens.file = AccessFile((replace(tokens.file.grants[0], jobs_per_second=after),))
+        tokens.write()
+        read_again(server)
+        nursery.start_soon(client.send, 2_000 * LINE)
+        while await client.stream.receive_some():
+            pass
+    server.answers += 1
+
+    assert trio.current_time() - began == pytest.approx(1 + seconds, abs=1)
+
+
 async def test_a_stream_ends_when_its_token_is_revoked(server: Server, tokens: Tokens) -> None:
     shown = add(server, tokens, "a", "produce", jobs_per_second=100.0)
     answers: list[list[dict[str, Any]]] = []
@@ -568,6 +645,23 @@ async def test_a_stream_ends_when_its_token_is_revoked(server: Server, tokens: T
 
     assert [chunk.get("error", {}).get("code") for chunk in answers[0]] == [None, "unauthorized"]
     assert answers[0][1]["count"] == 0
+
+
+async def test_a_stream_ends_when_its_token_may_no_longer_produce(server: Server, tokens: Tokens) -> None:
+    shown = add(server, tokens, "a", "produce", jobs_per_second=100.0)
+    answers: list[list[dict[str, Any]]] = []
+
+    async def send() -> None:
+        answers.append(await stream(server, b'{"type": "a"}\n' * 2_000, shown))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await trio.sleep(1)
+        tokens.file = AccessFile((replace(tokens.file.grants[0], scopes=(Scope.READ,)),))
+        tokens.write()
+        read_again(server)
+
+    assert [chunk.get("error", {}).get("code") for chunk in answers[0]] == [None, "unauthorized"]
 
 
 async def stream(server: Server, lines: bytes, shown: dict[str, str]) -> list[dict[str, Any]]:

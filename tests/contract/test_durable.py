@@ -53,6 +53,7 @@ from queue_actor.errors import (
 from queue_actor.figures import EngineFigures
 from queue_actor.jobs import DeathReason, JobOptions, JobState, OnExisting, UniqueUntil
 from queue_actor.settings import Settings
+from queue_actor.transition_lines import TRANSITION
 from tests.contract.state import machine_of
 from tests.contract.verbs import (
     boom,
@@ -222,6 +223,31 @@ async def test_jobs_that_only_the_store_has_are_forgotten_in_time_and_by_number(
         assert await counts(engine) == {}
         await refusal(engine, ReadJob("q", 3), ForgottenJob)
         assert (await engine.execute(Search("q", JobFilter()))).jobs == ()
+
+
+async def test_that_a_job_is_forgotten_which_only_the_store_had_is_told_like_any_other(
+    lives: Lives, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lives.life(retention_seconds=100, retention_jobs=4) as engine:
+        log = engine.events
+        reader = log.open()
+        await fail(engine, await lease(engine), retry=False)
+        await ended(engine, 6)
+        with caplog.at_level(TRANSITION):
+            await pass_time(161)
+        told = log.read(reader, lambda _: True)
+        forgotten = [event for event in told if event.verb == "forget"]
+
+        assert await counts(engine) == {"dead": 1}
+        assert sorted(event.id for event in forgotten) == [2, 3, 4, 5, 6, 7]
+        assert {(event.type, event.before, event.after, event.attempt) for event in forgotten} == {
+            ("a", JobState.CONCLUDED, None, 1)
+        }
+        assert [event.revision for event in told] == list(range(told[0].revision, log._revision + 1))
+        lines = [
+            facts["job"] for line in caplog.records if (facts := getattr(line, "facts", {})).get("verb") == "forget"
+        ]
+        assert sorted(lines) == [4, 5, 6, 7]
 
 
 async def test_a_row_that_may_have_changed_since_it_was_read_is_not_used(lives: Lives) -> None:

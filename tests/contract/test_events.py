@@ -1,5 +1,7 @@
 """`GET /v1/events`: what becomes of jobs is told after it is stored, wholly or with a gap that is said."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,12 @@ import trio
 from msgspec.structs import replace
 from trio.testing import wait_all_tasks_blocked
 
+from queue_actor.changes import Changes
 from queue_actor.commands import Enqueue, NewJob
 from queue_actor.engine import Engine
 from queue_actor.errors import TooManyReaders
-from queue_actor.events import LINGER_SECONDS, LOOKED_AT_EVENTS_MAX, READ_EVENTS_MAX
+from queue_actor.events import LINGER_SECONDS, LOOKED_AT_EVENTS_MAX, READ_EVENTS_MAX, EventLog, Gap
+from queue_actor.jobs import Change, Job, JobState
 from queue_actor.settings import Settings
 from tests.contract import v1
 from tests.contract.conftest import Serve
@@ -20,8 +24,9 @@ from tests.contract.tokens import Tokens, bearer
 from tests.fakes import FakeClock, FakeStore
 from tests.opening import in_memory
 from tests.simulation.wires import connection
+from web.callers import Caller
 from web.connections import SEND_SECONDS
-from web.events import HEARTBEAT_SECONDS, PACE_SECONDS
+from web.events import HEARTBEAT_SECONDS, PACE_SECONDS, Stream, wants
 
 pytestmark = pytest.mark.virtual_time
 
@@ -176,6 +181,16 @@ async def test_who_was_away_for_too_long_is_told_how_much_he_has_missed(server: 
     assert after.of("open") == [{"resumed": False}]
     assert after.of("gap") == [{"reason": "behind", "missed": 2}]
     assert after.verbs == [("q", 4, "enqueue")]
+
+
+def _enqueued(*revisions: int) -> Changes:
+    changes = []
+    for revision in revisions:
+        job = Job(
+            queue="q", id=revision, type="a", payload=None, state=JobState.QUEUED, created_at=0.0, revision=revision
+        )
+        changes.append(Change(revision, None, job, "enqueue"))
+    return Changes(revisions[-1], changes)
 
 
 async def test_who_is_overtaken_by_the_ring_is_told_how_much_he_has_missed(serve: Serve) -> None:
@@ -407,3 +422,54 @@ async def test_every_engine_refuses_one_reader_too_many(settings: Settings, cloc
 
         with pytest.raises(TooManyReaders, match="1 readers"):
             server.engine.events.open()
+
+
+@pytest.mark.parametrize(
+    ("first", "both"),
+    [
+        (Gap("instance", None), Gap("instance", None)),
+        (Gap("restart", None), Gap("restart", None)),
+        (Gap("restart", 4), Gap("restart", 6)),
+        (Gap("behind", 3), Gap("behind", 5)),
+    ],
+)
+async def test_a_gap_that_grows_before_it_is_told_goes_on_to_say_what_it_was(first: Gap, both: Gap) -> None:
+    log, now = EventLog(Settings(events_kept=5), "i"), FakeClock()()
+    reader = log.open()
+    reader.gap = first
+    log.note(_enqueued(*range(1, 8)), now)
+    log.read(reader, wants(None, None, frozenset()))
+    assert reader.gap == both
+
+
+# --- an end in the middle of much that happens
+
+
+class _Ended(Caller):
+    """Whose token is not valid any more."""
+
+    @contextmanager
+    def while_valid(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            yield scope
+
+
+@pytest.mark.parametrize(("caller", "wait", "reason"), [(Caller(), 0.0, b"waited"), (_Ended(), 60.0, b"unauthorized")])
+async def test_it_ends_though_something_happens_with_each_piece_that_is_told(
+    caller: Caller, wait: float, reason: bytes
+) -> None:
+    log, now, revision = EventLog(Settings(), "i"), FakeClock()(), 0
+    stream, pieces = Stream(log, caller, wants(None, None, frozenset()), wait=wait, after=None), []
+    async for piece in stream.pieces(by_queue=False):
+        pieces.append(piece)
+        revision += 1
+        log.note(_enqueued(revision), now)
+        assert revision < 10, "it never ends"
+    await stream.aclose()
+
+    assert pieces[-1].endswith(b'event: end\ndata: {"reason":"%b"}\n\n' % reason)
+    assert b"".join(pieces).count(b"event: job") == 2  # with the first piece, and before it was found to be over
+    # Who comes again with the id of the end is told the rest.
+    again = log.open(pieces[-1].partition(b"\n")[0].removeprefix(b"id: ").decode())
+    assert (again.revision, again.gap) == (2, None)

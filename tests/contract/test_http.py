@@ -639,6 +639,7 @@ async def test_a_percent_encoded_letter_or_digit_is_that_letter_or_digit(server:
 # --- methods and paths
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "FROB"]
+METHODS += ["get", "Post", "pUT", "patch", "M-SEARCH", "0"]  # they tell capitals from others (RFC 9110, section 9.1)
 
 ALLOWED = {
     "/jobs/enqueue": "POST, PUT",

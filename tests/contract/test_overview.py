@@ -28,7 +28,7 @@ from queue_actor.engine import Engine
 from queue_actor.figures import HistogramFigures
 from queue_actor.jobs import JobState, QueuePolicy
 from queue_actor.settings import Settings
-from queue_actor.survey import SURVEYED_QUEUES_MAX
+from queue_actor.survey import GONE_QUEUES_MAX, SURVEYED_QUEUES_MAX, Surveyor
 from queue_actor.trends import MINUTES, SAMPLED_QUEUES_MAX
 from tests.contract import v1
 from tests.contract.stack import Server, serving
@@ -180,7 +180,18 @@ async def test_the_next_survey_tells_of_the_queues_that_have_changed(engine: Eng
     assert (await engine.execute(Survey(since=after.turn))).gone == []
 
 
-async def test_the_glance_adds_up_whatever_happens_between_two_looks(server: Server) -> None:
+def test_queues_that_are_gone_are_not_remembered_for_ever() -> None:
+    surveyor = Surveyor({})
+    for number in range(3 * GONE_QUEUES_MAX):
+        surveyor.note([f"q{number}"])
+        assert len(surveyor._changed) <= GONE_QUEUES_MAX
+
+
+@pytest.mark.parametrize("remembered", [0, 2, GONE_QUEUES_MAX])
+async def test_the_glance_adds_up_whatever_happens_between_two_looks(
+    server: Server, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr("queue_actor.survey.GONE_QUEUES_MAX", remembered)
     rng = Random(5)  # noqa: S311 - it is no secret
     for _ in range(30):
         name = f"q{rng.randrange(150)}"

@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from queue_actor.settings import Settings
 from tests.contract.conftest import Serve
-from tests.contract.stack import Server, build
+from tests.contract.stack import Answer, Server, build
 from tests.contract.v1 import Asked, Q, ask, dequeue, enqueue, get, held, lease, post, refused, state
 from tests.fakes import EPOCH_SECONDS
 
@@ -1013,6 +1013,21 @@ async def test_an_idempotency_key_has_1_to_200_plain_characters(server: Server, 
         assert answer == (400, "invalid", "Idempotency-Key")
     assert await state(server, id_) == "in_progress"
     assert (await post(server, f"{Q}/dequeue", Idempotency_Key="a" * 200)) == {"jobs": []}
+
+
+async def test_which_of_two_keys_counts_is_not_guessed(server: Server) -> None:
+    body = b'{"jobs": [{"type": "a"}]}'
+
+    async def enqueued(*keys: str) -> Answer:
+        return await server.ask("POST", f"{Q}/enqueue", body, [("Idempotency-Key", key) for key in keys])
+
+    for keys in (("k", "l"), ("l", "k"), ("k", "k", "l")):
+        assert (await enqueued(*keys)).problem == (400, "invalid", "Idempotency-Key")
+    assert (
+        (await enqueued("k")).body
+        == (await enqueued("k", "k")).body
+        == b'{"jobs":[{"id":1,"state":"queued"}],"errors":0}'
+    )
 
 
 async def test_a_dequeue_under_a_key_gives_again_what_still_holds(server: Server) -> None:

@@ -101,7 +101,7 @@ async def test_what_may_not_be_extended_has_what_is_surely_left_of_its_lease(
         here.heartbeats.hold(held)
         await trio.sleep(1)
         assert (held.fresh_until, held.lease_ends) == (now + 10, now + 10)
-        await trio.sleep(9)
+        await trio.sleep(9.5)
         seconds, reason = stopped
         assert here.stopped[0] == (1, now + seconds, reason)
         nursery.cancel_scope.cancel()
