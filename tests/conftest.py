@@ -20,8 +20,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("unhurried")
 
 
-UNCOUNTED = {"browser", "process", "simulation"}
-"""Folders of tests for which no coverage is counted."""
+BY_CHANCE = {"browser", "simulation"}
+"""Folders of tests that leave to chance, or to other processes, what they reach."""
+
+
+def is_counted(item: pytest.Item) -> bool:
+    """Whether what a test reaches counts as covered: what is reached slowly, or by chance, others have to reach."""
+    is_random = item.path.parent.name in BY_CHANCE and item.path.name != "test_regressions.py"
+    is_made_up = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    return not (item.get_closest_marker("slow") or is_random or is_made_up)
 
 
 @pytest.hookimpl(trylast=True)
@@ -39,13 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Count no coverage while a test runs that leaves to chance, or to other processes, what it reaches.
+    """Count coverage only where it means something: that makes a test three times as slow.
 
-    Counting makes a test three times as slow, and what is reached by chance is not covered: the tests of units and of
-    the contract have to reach all. The mark that pytest-cov has for it does nothing in the processes of pytest-xdist.
+    The mark that pytest-cov has for it does nothing in the processes of pytest-xdist.
     """
     counting = sys.gettrace()
-    if item.get_closest_marker("slow") or item.path.parent.name in UNCOUNTED:
+    if not is_counted(item):
         sys.settrace(None)
     try:
         return (yield)
