@@ -215,6 +215,16 @@ async def test_what_is_let_go_may_be_in_other_hands_already(caplog: pytest.LogCa
         nursery.cancel_scope.cancel()
 
 
+async def test_whose_lease_is_known_to_be_lost_is_not_told_of_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with trio.open_nursery() as nursery:
+        here = await bench(nursery)
+        earlier = here.hold()
+        here.heartbeats.stop(earlier, "lost")
+        here.hold()
+        assert "lease_lost" not in [record.message for record in caplog.records]
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_job_that_does_not_end_for_its_cancel_is_looked_at_again() -> None:
     """Only child processes are killed for it; whatever else runs keeps its lease."""
     async with trio.open_nursery() as nursery:

@@ -37,6 +37,15 @@ def check(subject: ByIds[str], model: dict[int, str]) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
+def test_the_first_of_a_range_may_be_chunks_away() -> None:
+    there = {1: "a", 2: "b", 13: "c"}
+    subject = ByIds[str]()
+    for id_, value in there.items():
+        subject[id_] = value
+    check(subject, there)
+
+
+@pytest.mark.usefixtures("small_chunks")
 @settings(max_examples=100)
 @given(
     operations=st.lists(

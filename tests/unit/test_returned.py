@@ -48,6 +48,15 @@ def test_one_that_is_not_there_is_an_error() -> None:
     assert_same(returned, {1: 10}, 1, 2)
 
 
+def test_the_first_one_stays_first_while_others_are_taken_out() -> None:
+    returned = Returned()
+    for place in (1, 5, CHUNK + 1):
+        returned.add(place, place * 10)
+    assert returned.pop(5) == 50
+    assert returned.pop(CHUNK + 1) == (CHUNK + 1) * 10
+    assert_same(returned, {1: 10}, 0, 1, 5, CHUNK + 1)
+
+
 def test_many_are_none_of_the_collectors_business() -> None:
     returned = Returned()
     gc.collect()
