@@ -259,6 +259,7 @@ class Connection:
                 elif self.http.our_state is not h11.DONE:
                     if stream or self.http.trailing_data[0]:
                         await self._linger()  # for what was sent ahead, a close would take the answer away, too
+                        return  # it has taken its leave
                     break
                 else:
                     self.http.start_next_cycle()

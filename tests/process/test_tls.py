@@ -156,6 +156,25 @@ def test_a_connection_is_kept_and_polls_and_streams_pass_through_it(server: Serv
             assert len(client.ask("POST", "/jobs/enqueue", large).body["Payload"]) == 250_000
 
 
+def test_a_client_that_sends_more_behind_a_stream_has_its_answer_and_a_leave(server: Server, pair: Pair) -> None:
+    line = b'{"type":"t"}\n'
+    head = f"POST /v1/queues/many/enqueue HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(line)}\r\n"
+    more = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", server.port), ANSWER_SECONDS) as plain,
+        pair.trust.wrap_socket(plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as secure,
+    ):
+        secure.sendall(head.encode() + b"Content-Type: application/x-ndjson\r\n\r\n" + line + more)
+        answer = b""
+        while piece := secure.recv(65_536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"count":1' in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    server.terminate()  # so that all there is to complain about is in the log
+    assert server.wait(seconds=ANSWER_SECONDS) == 0
+
+
 def test_a_backup_is_fetched(pair: Pair, tmp_path: Path) -> None:
     with serving(pair, "--data", str(tmp_path / "data")) as server:
         with Client(server, pair.trust) as client:
